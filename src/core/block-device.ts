@@ -10,7 +10,11 @@ export const BLOCK_OP = {
   flush: 2,
   unmap: 3,
   writeZeroes: 4,
-  /** Fills the buffer with extents: pairs of little-endian u32 lengthBytes, u32 EXTENT_* flags. */
+  /**
+   * Fills the buffer, which has EXTENTS_BUFFER_BYTES (core/limits.ts), with extents from
+   * offsetBytes on: pairs of little-endian u32 lengthBytes, u32 EXTENT_* flags. May cover less
+   * than lengthBytes, but at least one extent.
+   */
   extents: 5,
 } as const;
 export type BlockOp = (typeof BLOCK_OP)[keyof typeof BLOCK_OP];
@@ -64,8 +68,14 @@ export class BlockRequestPool {
   private readonly free: BlockRequest[] = [];
 
   take(owner: BlockRequestOwner): BlockRequest {
-    const request = this.free.pop() ?? new BlockRequest();
+    const request = this.takeIdle();
     request.owner = owner;
+    return request;
+  }
+
+  /** A request whose owner is set later, when it is submitted. */
+  takeIdle(): BlockRequest {
+    const request = this.free.pop() ?? new BlockRequest();
     request.fua = false;
     request.resultBytes = 0;
     return request;

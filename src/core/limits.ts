@@ -13,6 +13,9 @@ export const SLAB_CLASSES = [
   { bufferBytes: MIB, count: 48 },
 ] as const;
 
+/** Buffer that goes with a BLOCK_OP.extents request: 8,192 extents. */
+export const EXTENTS_BUFFER_BYTES = 64 * KIB;
+
 /** Receive buffer of one data connection; must hold a header and the largest copied payload. */
 export const RECEIVE_BUFFER_BYTES = 256 * KIB;
 /** Payloads at least this long are received straight into their own buffer, without a copy. */

@@ -1,0 +1,16 @@
+// What differs between the two servers of the data protocol: a replica's data server and the
+// engine's `socket` frontend.
+
+import type { StorageError } from '../core/errors.js';
+
+export interface FrameServerPolicy {
+  /** Answer to a ping: null when healthy. */
+  ping(): StorageError | null;
+  /** Frame type (FRAME_TYPE.error or noSpace) and text that tell a peer of this error. */
+  errorType(error: StorageError): number;
+  errorText(error: StorageError): string;
+  /** A replica clips unmaps to its size; the engine refuses them. */
+  readonly clipsUnmap: boolean;
+  /** Extension frames are answered; otherwise they are ignored like any unknown type. */
+  readonly extensions: boolean;
+}
