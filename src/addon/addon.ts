@@ -1,0 +1,92 @@
+// The only loader of the native addon, and its typing. What crosses here is plain: numbers, one
+// ArrayBuffer of shared memory, errno values. Failures of system calls are returned as negative
+// errno values, never thrown; a thrown TypeError is a bug of the caller.
+
+import { createRequire } from 'node:module';
+import { fileURLToPath } from 'node:url';
+
+export type DiskBackend = 'io_uring' | 'threads';
+
+/** Word offsets in DiskQueue.memory (an Int32Array); see native/disk_queue.h. */
+export interface DiskQueueLayout {
+  /** Requests the queue holds at a time. */
+  readonly slots: number;
+  readonly pendingCountWord: number;
+  readonly deliveredCountWord: number;
+  /** List of slots to start; pendingCountWord says how many. */
+  readonly pendingWord: number;
+  /** Requests by slot, entryWords each: op, file, bufferOffset, lengthBytes, offset low, high. */
+  readonly entriesWord: number;
+  readonly entryWords: number;
+  /** Finished requests, two words each: slot, result. */
+  readonly completionsWord: number;
+}
+
+/**
+ * Open files, each known by a number that is never reused. Results are promises of a value that
+ * is not negative, or of a negative errno.
+ */
+export interface NativeFileTable {
+  /** flags: O_* of open(2). direct: try O_DIRECT; isDirect() tells whether the file system took it. */
+  open(path: string, flags: number, mode: number, direct: boolean): Promise<number>;
+  isDirect(file: number): boolean;
+  /** Waits for what is in flight on the file, then closes it. */
+  close(file: number): Promise<number>;
+  truncate(file: number, sizeBytes: number): Promise<number>;
+  /** fsync, or fdatasync when dataOnly. */
+  sync(file: number, dataOnly: boolean): Promise<number>;
+  /** fallocate: reserves space; the size grows when the range ends beyond it. */
+  allocate(file: number, offsetBytes: number, lengthBytes: number): Promise<number>;
+  /** [size, allocated bytes, mtime ns, ctime ns], or a negative errno. */
+  stat(file: number): Promise<BigInt64Array | number>;
+  /** FIEMAP: begin and end of each extent, merged and clipped; or a negative errno. */
+  extents(
+    file: number,
+    beginOffset: number,
+    endOffset: number,
+    maxExtents: number,
+  ): Promise<Float64Array | number>;
+  /** flock(LOCK_EX | LOCK_NB): 0, or -EWOULDBLOCK when another holds it. */
+  tryLock(file: number): Promise<number>;
+}
+
+export interface NativeDiskQueue {
+  readonly backend: DiskBackend;
+  readonly memory: ArrayBuffer;
+  /** While active the queue keeps the event loop alive. */
+  setActive(active: boolean): void;
+  /** Starts what is pending now instead of at the end of the event-loop turn. */
+  flush(): void;
+  /** Frees the kernel's and the thread pool's resources. Nothing may be in flight. */
+  shutdown(): void;
+}
+
+export interface NativeAddon {
+  /** Page-aligned zeroed memory; pages cost nothing until touched. */
+  allocateSlab(bytes: number): ArrayBuffer;
+  readonly FileTable: new () => NativeFileTable;
+  /** completed(count): the first count entries of the completion list are new. */
+  readonly DiskQueue: new (
+    slab: ArrayBuffer,
+    files: NativeFileTable,
+    backend: DiskBackend | 'auto',
+    completed: (count: number) => void,
+  ) => NativeDiskQueue;
+  readonly diskQueueLayout: DiskQueueLayout;
+  /** 'ENOSPC' for 28; 'E9999' when unknown. */
+  errnoName(errno: number): string;
+}
+
+function loadAddon(): NativeAddon {
+  const built = new URL('../../../build/Release/longhorn.node', import.meta.url);
+  const path = process.env['LONGHORN_ADDON_PATH'] ?? fileURLToPath(built);
+  try {
+    return createRequire(import.meta.url)(path) as NativeAddon;
+  } catch (error) {
+    throw new Error(`the native addon does not load (npx node-gyp rebuild builds it): ${path}`, {
+      cause: error,
+    });
+  }
+}
+
+export const addon: NativeAddon = loadAddon();
