@@ -11,12 +11,17 @@ export const DISK_OP = {
   sync: 2,
   /** Deallocate a range, keeping the file's size. */
   punchHole: 3,
+  /**
+   * The range reads zero and stays (or becomes) an extent, so that it hides older layers: fallocate
+   * with FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE. The caller copes with -EOPNOTSUPP.
+   */
+  zeroRange: 4,
 } as const;
 export type DiskOp = (typeof DISK_OP)[keyof typeof DISK_OP];
 
 /**
  * One queued operation; a pooled object of the caller. The caller fills the fields, submits, and
- * gets complete() exactly once: bytes moved (short at the end of the file), 0 for sync and punch,
+ * gets complete() exactly once: bytes moved (short at the end of the file), 0 for the other ops,
  * or a negative errno. The native queue already retries EINTR, EAGAIN and short transfers.
  */
 export interface DiskRequest {
@@ -79,6 +84,8 @@ export interface FileStat {
   readonly modifiedNs: bigint;
   readonly changedNs: bigint;
   readonly isDirectory: boolean;
+  /** Equal for two hard links of one file; unique within the file system. */
+  readonly inode: bigint;
 }
 
 /** A file system, as much of it as replicas use. Paths are absolute. */
@@ -98,6 +105,8 @@ export interface Disk {
   unlink(path: string): Promise<void>;
   /** One level, mode 0700. @throws ALREADY_EXISTS. */
   makeDirectory(path: string): Promise<void>;
+  /** An empty directory. @throws NOT_FOUND; INVALID_STATE when not empty. */
+  removeDirectory(path: string): Promise<void>;
   /** Names of entries, sorted. @throws NOT_FOUND; INVALID_ARGUMENT when it is no directory. */
   list(directory: string): Promise<string[]>;
   /** @throws NOT_FOUND. */
