@@ -23,6 +23,8 @@ export type BlockOp = (typeof BLOCK_OP)[keyof typeof BLOCK_OP];
 export const EXTENT_HOLE = 1;
 export const EXTENT_ZERO = 2;
 export const EXTENT_ENTRY_BYTES = 8;
+/** Size of the buffer of every `extents` request: room for 512 extents. */
+export const EXTENT_BUFFER_BYTES = 4096;
 /** Buffer of an `extents` request: the smallest slab class. */
 export const EXTENTS_BUFFER_BYTES = 4096;
 

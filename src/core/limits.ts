@@ -31,6 +31,23 @@ export const CONNECTIONS_MAX = 64;
 /** Requests in flight on one data connection before it stops being read. */
 export const CONNECTION_REQUESTS_MAX = 512;
 
+/** Largest option an NBD client may send during the handshake; a longer one ends the connection. */
+export const NBD_OPTION_BYTES_MAX = 64 * KIB;
+/** Options one NBD handshake may take. */
+export const NBD_OPTIONS_MAX = 64;
+/** An NBD client that has not finished its handshake by then is dropped. */
+export const NBD_HANDSHAKE_TIMEOUT_MS = 10_000;
+/** Metadata context queries in one NBD option. */
+export const NBD_META_QUERIES_MAX = 64;
+/** Largest READ and WRITE an NBD client may ask for; announced as the maximum block size. */
+export const NBD_PAYLOAD_BYTES_MAX = 32 * MIB;
+/** Payload memory one NBD connection may hold, so that a client that does not read cannot take all. */
+export const NBD_CONNECTION_PAYLOAD_BYTES_MAX = 8 * MIB;
+/** Parts of one large NBD request that are in flight together. */
+export const NBD_PARTS_MAX = 4;
+/** Longest range of one unmap or write-zeroes request; longer NBD requests are split. */
+export const NBD_RANGE_PART_BYTES_MAX = 64 * MIB;
+
 /** Longest image chain: Longhorn's MaximumTotalSnapshotCount. */
 export const CHAIN_LAYERS_MAX = 250;
 /** Default of --snapshot-max-count. */
@@ -46,4 +63,9 @@ for (const slabClass of SLAB_CLASSES) {
   assert(slabClass.bufferBytes <= REQUEST_BYTES_MAX, 'no slab buffer exceeds a request');
 }
 assert(SLAB_CLASSES[2].bufferBytes === REQUEST_BYTES_MAX, 'the largest class holds any request');
+assert(NBD_OPTION_BYTES_MAX < RECEIVE_BUFFER_BYTES / 2, 'an NBD option fits the receive buffer');
+assert(
+  NBD_CONNECTION_PAYLOAD_BYTES_MAX >= REQUEST_BYTES_MAX,
+  'one part of an NBD request always fits the share of its connection',
+);
 assert(DIRECT_RECEIVE_BYTES_MIN < RECEIVE_BUFFER_BYTES, 'copied payloads fit the receive buffer');
