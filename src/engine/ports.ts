@@ -3,7 +3,7 @@
 
 import type { BlockDevice } from '../core/block-device.js';
 import type { StorageError } from '../core/errors.js';
-import type { Replica as ReplicaInfo } from '../api/generated/ptypes/replica.js';
+import type { Replica as ReplicaInfo } from '../api/generated/replica.js';
 
 export type { ReplicaInfo };
 

@@ -47,7 +47,8 @@ export function decideWriteOutcome(results: readonly WriteResult[]): WriteOutcom
   const allFull = fullReadable.length > 0 && fullReadable.length === readable.length;
   if (allFull) {
     const losers = losersOfFullVolume(results, fullReadable);
-    const others = failed.filter((index) => !fullReadable.includes(index));
+    // A WO replica leaves whatever it answered: with the data it would differ from the readable ones.
+    const others = indexes.filter((index) => !readable.includes(index));
     return { failed: [...losers, ...others].sort((a, b) => a - b), answer: 'noSpace' };
   }
   const survives = readable.some((index) => results[index]?.error === null);

@@ -189,6 +189,10 @@ export interface Replica {
   snapshotCountTotal: number;
   /** What this replica understands beyond Longhorn's protocol. */
   capabilities: string[];
+  /** Boot id of the kernel the replica runs on: an engine with the same one is beside it. */
+  hostBootId: string;
+  /** Unix socket of the data server, for an engine beside it; empty when there is none. */
+  localDataPath: string;
 }
 
 export interface Replica_DisksEntry {
@@ -2052,6 +2056,8 @@ function createBaseReplica(): Replica {
     snapshotSizeUsage: 0,
     snapshotCountTotal: 0,
     capabilities: [],
+    hostBootId: "",
+    localDataPath: "",
   };
 }
 
@@ -2116,6 +2122,12 @@ export const Replica: MessageFns<Replica> = {
     }
     for (const v of message.capabilities) {
       writer.uint32(8002).string(v!);
+    }
+    if (message.hostBootId !== "") {
+      writer.uint32(8010).string(message.hostBootId);
+    }
+    if (message.localDataPath !== "") {
+      writer.uint32(8018).string(message.localDataPath);
     }
     return writer;
   },
@@ -2294,6 +2306,22 @@ export const Replica: MessageFns<Replica> = {
             }
 
             message.capabilities.push(reader.string());
+            continue;
+          }
+          case 1001: {
+            if (tag !== 8010) {
+              break;
+            }
+
+            message.hostBootId = reader.string();
+            continue;
+          }
+          case 1002: {
+            if (tag !== 8018) {
+              break;
+            }
+
+            message.localDataPath = reader.string();
             continue;
           }
         }

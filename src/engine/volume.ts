@@ -1,0 +1,347 @@
+// The volume: one block device over its replicas. A write goes to every live replica and is
+// acknowledged when all that are still live have answered (P1); a read goes to one readable replica
+// and moves on when that fails (P4). Overlapping requests run in arrival order, alike on every
+// replica. Membership and snapshots change only behind the barrier, when no write is in flight.
+
+import {
+  BLOCK_OP,
+  type BlockDevice,
+  type BlockRequest,
+  BlockRequestPool,
+} from '../core/block-device.js';
+import type { Clock } from '../core/clock.js';
+import { StorageError } from '../core/errors.js';
+import { RangeLock } from '../core/range-lock.js';
+import { alignDown, alignUp, isSectorAligned, SECTOR_BYTES } from '../core/units.js';
+import type { Member, Membership } from './membership.js';
+import { VolumeMetrics } from './metrics.js';
+import type { UnalignedWriter } from './unaligned-writer.js';
+import { type OperationHost, VolumeOperation } from './volume-operation.js';
+import { decideWriteOutcome, type WriteResult } from './write-outcome.js';
+
+export interface VolumeOptions {
+  readonly membership: Membership;
+  readonly clock: Clock;
+  /** Moves a replica to ERR and lets go of it. */
+  readonly failMember: (member: Member, error: StorageError) => void;
+}
+
+const BOUNDS_VERB = ['Read', 'Write', 'Flush', 'unmap', 'Write', 'Read'] as const;
+
+export class Volume implements BlockDevice, OperationHost {
+  readonly metrics = new VolumeMetrics();
+  /** Set while an expansion runs: unmaps are refused. */
+  isExpanding = false;
+  /** Handles unaligned writes while a replica is WO; set once by the engine. */
+  unalignedWriter: UnalignedWriter | null = null;
+  private size = 0;
+  private readonly membership: Membership;
+  private readonly clock: Clock;
+  private readonly failMember: VolumeOptions['failMember'];
+  private readonly copies = new BlockRequestPool();
+  private readonly idle: VolumeOperation[] = [];
+  private readonly ranges = new RangeLock();
+  /** Writes past the gate: from admission until they are answered. */
+  private activeWrites = 0;
+  private barriers = 0;
+  private gated: VolumeOperation[] = [];
+  private whenDrained: (() => void)[] = [];
+  private nextReader = 0;
+
+  constructor(options: VolumeOptions) {
+    this.membership = options.membership;
+    this.clock = options.clock;
+    this.failMember = options.failMember;
+  }
+
+  get sizeBytes(): number {
+    return this.size;
+  }
+
+  resize(sizeBytes: number): void {
+    this.size = sizeBytes;
+  }
+
+  submit(request: BlockRequest): void {
+    const outOfRange = this.checkBounds(request);
+    if (outOfRange !== null) {
+      request.done(outOfRange);
+      return;
+    }
+    const operation = this.take(request);
+    const changesData = request.op !== BLOCK_OP.read && request.op !== BLOCK_OP.extents;
+    if (changesData) {
+      if (this.barriers > 0) {
+        this.gated.push(operation);
+        return;
+      }
+      this.activeWrites++;
+    }
+    this.admit(operation, request);
+  }
+
+  /** Runs a request whose range the caller holds already (a part of an unaligned write). */
+  submitPart(request: BlockRequest): void {
+    const operation = this.take(request);
+    operation.isPart = true;
+    this.run(operation);
+  }
+
+  /**
+   * Holds back new writes, waits for those in flight, runs `action`, lets writes go on. Reads are
+   * not held: every readable replica has every acknowledged write.
+   */
+  async withBarrier<T>(action: () => Promise<T>): Promise<T> {
+    this.barriers++;
+    try {
+      if (this.activeWrites > 0) {
+        await new Promise<void>((resolve) => this.whenDrained.push(resolve));
+      }
+      return await action();
+    } finally {
+      this.barriers--;
+      if (this.barriers === 0) this.openGate();
+    }
+  }
+
+  operationGranted(operation: VolumeOperation): void {
+    this.run(operation);
+  }
+
+  copyDone(operation: VolumeOperation, copy: BlockRequest, error: StorageError | null): void {
+    const request = operation.request as BlockRequest;
+    const member = operation.targets[copy.tag] as Member;
+    const { resultBytes } = copy;
+    this.copies.give(copy);
+    if (request.op === BLOCK_OP.read || request.op === BLOCK_OP.extents) {
+      this.readDone(operation, request, member, resultBytes, error);
+      return;
+    }
+    if (error !== null) operation.failures.push({ member, error });
+    request.resultBytes = Math.max(request.resultBytes, resultBytes);
+    operation.pendingCopies--;
+    if (operation.pendingCopies === 0) this.writeDone(operation);
+  }
+
+  private checkBounds(request: BlockRequest): StorageError | null {
+    if (request.op === BLOCK_OP.flush) return null;
+    const { offsetBytes, lengthBytes } = request;
+    if (offsetBytes >= 0 && offsetBytes + lengthBytes <= this.size) return null;
+    const verb = BOUNDS_VERB[request.op];
+    const text = `EOF: ${verb} of ${lengthBytes} bytes at offset ${offsetBytes} is beyond volume size ${this.size}`;
+    return new StorageError('OUT_OF_RANGE', text, { offsetBytes, lengthBytes });
+  }
+
+  private admit(operation: VolumeOperation, request: BlockRequest): void {
+    operation.startedMs = this.clock.nowMs();
+    if (request.op === BLOCK_OP.flush) {
+      this.run(operation);
+      return;
+    }
+    const begin = alignDown(request.offsetBytes, SECTOR_BYTES);
+    const end = alignUp(request.offsetBytes + request.lengthBytes, SECTOR_BYTES);
+    const exclusive = request.op !== BLOCK_OP.read && request.op !== BLOCK_OP.extents;
+    if (this.ranges.acquire(operation, begin, end, exclusive)) this.run(operation);
+  }
+
+  private run(operation: VolumeOperation): void {
+    const request = operation.request as BlockRequest;
+    switch (request.op) {
+      case BLOCK_OP.read:
+      case BLOCK_OP.extents:
+        this.tryRead(operation, request);
+        return;
+      case BLOCK_OP.write:
+      case BLOCK_OP.writeZeroes:
+        if (this.needsAlignment(operation, request)) {
+          (this.unalignedWriter as UnalignedWriter).write(request, (error) =>
+            this.finish(operation, error),
+          );
+        } else this.fanOut(operation, request);
+        return;
+      case BLOCK_OP.unmap:
+        this.runUnmap(operation, request);
+        return;
+      case BLOCK_OP.flush:
+        this.fanOut(operation, request);
+        return;
+    }
+  }
+
+  private needsAlignment(operation: VolumeOperation, request: BlockRequest): boolean {
+    if (operation.isPart || !this.membership.hasWriteOnly) return false;
+    return !(isSectorAligned(request.offsetBytes) && isSectorAligned(request.lengthBytes));
+  }
+
+  private runUnmap(operation: VolumeOperation, request: BlockRequest): void {
+    if (this.isExpanding) {
+      const text = 'cannot unmap while expansion is in progress';
+      this.finish(operation, new StorageError('BUSY', text));
+    } else if (this.membership.hasWriteOnly) {
+      // A WO replica does not have its older layers yet, so it cannot tell what a hole uncovers.
+      // Trimming is a hint: nobody trims, and all replicas stay alike.
+      this.finish(operation, null);
+    } else this.fanOut(operation, request);
+  }
+
+  private fanOut(operation: VolumeOperation, request: BlockRequest): void {
+    const targets = this.membership.live;
+    if (this.membership.readable.length === 0) {
+      this.finish(operation, new StorageError('NO_BACKEND', 'no backend available'));
+      return;
+    }
+    operation.targets = targets;
+    operation.pendingCopies = targets.length;
+    for (let index = 0; index < targets.length; index++) {
+      this.copyTo(operation, request, targets[index] as Member, index);
+    }
+  }
+
+  private copyTo(
+    operation: VolumeOperation,
+    request: BlockRequest,
+    member: Member,
+    tag: number,
+  ): void {
+    const copy = this.copies.take(operation);
+    copy.op = request.op;
+    copy.offsetBytes = request.offsetBytes;
+    copy.lengthBytes = request.lengthBytes;
+    copy.bufferOffset = request.bufferOffset;
+    copy.fua = request.fua;
+    copy.tag = tag;
+    const { port } = member;
+    if (port === null || member.mode === 'ERR') {
+      copy.done(member.failure ?? new StorageError('CONNECTION_LOST', `${member.address}: EOF`));
+    } else port.submit(copy);
+  }
+
+  private tryRead(operation: VolumeOperation, request: BlockRequest): void {
+    const member = this.pickReader(operation);
+    if (member === null) {
+      const last = operation.failures.at(-1);
+      this.failReaders(operation, false);
+      this.finish(operation, last?.error ?? new StorageError('NO_BACKEND', 'no backend available'));
+      return;
+    }
+    operation.targets = [member];
+    this.copyTo(operation, request, member, 0);
+  }
+
+  /** The least loaded readable replica that this operation has not tried; ties take turns. */
+  private pickReader(operation: VolumeOperation): Member | null {
+    const { readable } = this.membership;
+    let best: Member | null = null;
+    let bestLoad = Number.POSITIVE_INFINITY;
+    this.nextReader = (this.nextReader + 1) % Math.max(1, readable.length);
+    for (let i = 0; i < readable.length; i++) {
+      const member = readable[(this.nextReader + i) % readable.length] as Member;
+      const load = member.port?.inFlightCount ?? Number.POSITIVE_INFINITY;
+      if (load >= bestLoad || operation.failures.some((f) => f.member === member)) continue;
+      best = member;
+      bestLoad = load;
+    }
+    return best;
+  }
+
+  private readDone(
+    operation: VolumeOperation,
+    request: BlockRequest,
+    member: Member,
+    resultBytes: number,
+    error: StorageError | null,
+  ): void {
+    if (error === null) {
+      request.resultBytes = resultBytes;
+      this.failReaders(operation, true);
+      this.finish(operation, null);
+    } else if (error.code === 'UNSUPPORTED') {
+      this.finish(operation, error);
+    } else {
+      operation.failures.push({ member, error });
+      this.tryRead(operation, request);
+    }
+  }
+
+  /**
+   * Replicas that failed a read leave the volume, except the last readable one that did answer:
+   * a sector that cannot be read is no reason to lose the rest of the volume.
+   */
+  private failReaders(operation: VolumeOperation, readSucceeded: boolean): void {
+    for (const { member, error } of operation.failures) {
+      const isLast = !readSucceeded && this.membership.readable.length === 1;
+      if (!(isLast && error.code === 'PEER_ERROR')) this.failMember(member, error);
+    }
+  }
+
+  private writeDone(operation: VolumeOperation): void {
+    if (operation.failures.length === 0) {
+      this.finish(operation, null);
+      return;
+    }
+    const { targets, failures } = operation;
+    const results = targets.map((member): WriteResult => ({
+      mode: member.mode === 'WO' ? 'WO' : 'RW',
+      error: failures.find((failure) => failure.member === member)?.error ?? null,
+      writtenBytes: 0,
+    }));
+    const outcome = decideWriteOutcome(results);
+    const firstError = failures[0]?.error ?? null;
+    for (const index of outcome.failed) {
+      const member = targets[index] as Member;
+      const error = results[index]?.error ?? firstError;
+      if (error !== null) this.failMember(member, error);
+    }
+    this.finish(operation, outcome.answer === 'success' ? null : answerOf(outcome.answer, firstError));
+  }
+
+  private finish(operation: VolumeOperation, error: StorageError | null): void {
+    const request = operation.request as BlockRequest;
+    const { op } = request;
+    const { isPart, startedMs } = operation;
+    if (!isPart && op !== BLOCK_OP.flush) this.ranges.release(operation);
+    operation.reset();
+    this.idle.push(operation);
+    if (!isPart && error === null) this.count(request, startedMs);
+    request.done(error);
+    if (!isPart && op !== BLOCK_OP.read && op !== BLOCK_OP.extents) this.writeLeft();
+  }
+
+  private count(request: BlockRequest, startedMs: number): void {
+    if (request.op === BLOCK_OP.read) {
+      this.metrics.countRead(request.lengthBytes, startedMs, this.clock.nowMs());
+    } else if (request.op === BLOCK_OP.write) {
+      this.metrics.countWrite(request.lengthBytes, startedMs, this.clock.nowMs());
+    }
+  }
+
+  private writeLeft(): void {
+    this.activeWrites--;
+    if (this.activeWrites > 0 || this.whenDrained.length === 0) return;
+    const waiting = this.whenDrained;
+    this.whenDrained = [];
+    for (const resolve of waiting) resolve();
+  }
+
+  private openGate(): void {
+    const waiting = this.gated;
+    this.gated = [];
+    for (const operation of waiting) {
+      this.activeWrites++;
+      this.admit(operation, operation.request as BlockRequest);
+    }
+  }
+
+  private take(request: BlockRequest): VolumeOperation {
+    const operation = this.idle.pop() ?? new VolumeOperation(this);
+    operation.request = request;
+    return operation;
+  }
+}
+
+function answerOf(answer: 'noSpace' | 'error', first: StorageError | null): StorageError {
+  if (answer === 'noSpace') {
+    return new StorageError('NO_SPACE', 'no space left on device', {}, first ?? undefined);
+  }
+  return first ?? new StorageError('NO_BACKEND', 'no backend available');
+}

@@ -1,0 +1,162 @@
+// Reaches replicas for the engine: control connection, state check, data connection, open.
+
+import type { BlockRequest } from '../core/block-device.js';
+import type { Clock } from '../core/clock.js';
+import { StorageError } from '../core/errors.js';
+import { bigintToNumber } from '../core/units.js';
+import type {
+  ConnectOptions,
+  ReplicaConnector,
+  ReplicaControl,
+  ReplicaInfo,
+  ReplicaPort,
+} from '../engine/ports.js';
+import type { Connection, Endpoint, Transport } from '../transport/connection.js';
+import { parseReplicaAddress } from './addresses.js';
+import { ControlClient } from './control-client.js';
+import { DataClient } from './data-client.js';
+import type { ZeroRegion } from './zeroes-as-data.js';
+
+const CONNECT_TIMEOUT_MS = 10_000;
+
+export interface ConnectorOptions {
+  readonly transport: Transport;
+  readonly clock: Clock;
+  readonly volumeName: string;
+  readonly zeroRegion: ZeroRegion;
+  /** Identity of this machine's running kernel, to recognise replicas beside the engine. */
+  readonly hostBootId: string;
+  readonly syncTimeoutSeconds: number;
+  /** Set when data must go to one given unix socket (--data-server-protocol unix). */
+  readonly unixDataPath?: string;
+}
+
+class ConnectedReplica implements ReplicaPort {
+  readonly address: string;
+  readonly control: ReplicaControl;
+  private readonly controlClient: ControlClient;
+  private readonly data: DataClient;
+
+  constructor(address: string, controlClient: ControlClient, data: DataClient) {
+    this.address = address;
+    this.control = controlClient;
+    this.controlClient = controlClient;
+    this.data = data;
+  }
+
+  get sizeBytes(): number {
+    return this.data.sizeBytes;
+  }
+
+  get inFlightCount(): number {
+    return this.data.inFlightCount;
+  }
+
+  get canFlush(): boolean {
+    return this.data.canFlush;
+  }
+
+  get zeroesAsData(): boolean {
+    return this.data.zeroesAsData;
+  }
+
+  set zeroesAsData(value: boolean) {
+    this.data.zeroesAsData = value;
+  }
+
+  submit(request: BlockRequest): void {
+    this.data.submit(request);
+  }
+
+  disconnect(): void {
+    this.data.disconnect();
+  }
+
+  async close(): Promise<void> {
+    this.data.disconnect();
+    try {
+      await this.controlClient.close();
+    } finally {
+      this.controlClient.disconnect();
+    }
+  }
+}
+
+export function createReplicaConnector(options: ConnectorOptions): ReplicaConnector {
+  return { connect: (address, connectOptions) => connect(options, address, connectOptions) };
+}
+
+async function connect(
+  options: ConnectorOptions,
+  address: string,
+  connectOptions: ConnectOptions,
+): Promise<ReplicaPort> {
+  const { clock, volumeName, syncTimeoutSeconds } = options;
+  const control = new ControlClient(address, { clock, volumeName, syncTimeoutSeconds });
+  try {
+    const before = await control.get();
+    if (before.state !== 'closed') {
+      throw new StorageError(
+        'INVALID_STATE',
+        `replica must be closed, cannot add in state: ${before.state}`,
+        { address, state: before.state },
+      );
+    }
+    const connection = await dial(options, address, before);
+    try {
+      const opened = await control.open(connectOptions.isUpgrade, connectOptions.expectedSizeBytes);
+      return attach(options, connectOptions, address, control, connection, opened);
+    } catch (error) {
+      connection.destroy();
+      throw error;
+    }
+  } catch (error) {
+    control.disconnect();
+    throw error;
+  }
+}
+
+function attach(
+  options: ConnectorOptions,
+  connectOptions: ConnectOptions,
+  address: string,
+  control: ControlClient,
+  connection: Connection,
+  info: ReplicaInfo,
+): ReplicaPort {
+  const data = new DataClient({
+    connection,
+    address,
+    sizeBytes: bigintToNumber(BigInt(info.size), 'replica size'),
+    capabilities: info.capabilities,
+    clock: options.clock,
+    zeroRegion: options.zeroRegion,
+    silenceMaxMs: connectOptions.silenceMaxMs,
+    failed: (error) => connectOptions.onFailure(port, error),
+  });
+  const port: ReplicaPort = new ConnectedReplica(address, control, data);
+  return port;
+}
+
+/** Beside the engine the replica's unix socket is taken, which costs less than loopback TCP. */
+async function dial(
+  options: ConnectorOptions,
+  address: string,
+  info: ReplicaInfo,
+): Promise<Connection> {
+  const { host, dataPort } = parseReplicaAddress(address);
+  const { transport, unixDataPath } = options;
+  if (unixDataPath !== undefined) {
+    return transport.connect({ kind: 'unix', path: unixDataPath }, CONNECT_TIMEOUT_MS);
+  }
+  const isBeside = info.hostBootId !== '' && info.hostBootId === options.hostBootId;
+  if (isBeside && info.localDataPath !== '') {
+    try {
+      return await transport.connect({ kind: 'unix', path: info.localDataPath }, CONNECT_TIMEOUT_MS);
+    } catch {
+      // Another mount namespace, or the file was removed: the network way still works.
+    }
+  }
+  const tcp: Endpoint = { kind: 'tcp', host, port: dataPort };
+  return transport.connect(tcp, CONNECT_TIMEOUT_MS);
+}
