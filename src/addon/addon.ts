@@ -61,6 +61,44 @@ export interface NativeDiskQueue {
   shutdown(): void;
 }
 
+/** What happens on a socket set's sockets; error values are errno, 0 for none. */
+export interface NativeSocketEvents {
+  connected(id: number, errno: number): void;
+  /** peer: "ip:port", empty for unix sockets. Attach memory to it or close it. */
+  accepted(listenerId: number, id: number, peer: string): void;
+  /** byteCount bytes arrived: first in the connection's target, then in its receive buffer. */
+  received(id: number, byteCount: number): void;
+  /** The shared lists say which connections finished segments. */
+  sent(): void;
+  /** The socket is closed already; 0 for an orderly end. */
+  closed(id: number, errno: number): void;
+}
+
+/**
+ * Data sockets on the event loop. Queues and positions are shared memory; see
+ * native/socket_hub.h and src/transport/connection-memory.ts. Numbers of closed sockets are reused.
+ */
+export interface NativeSocketSet {
+  /** A connection's number, or a negative errno; events.connected follows. */
+  connectTcp(ip: string, port: number): number;
+  connectUnix(path: string): number;
+  /** A listener's number, or a negative errno. */
+  listenTcp(ip: string, port: number): number;
+  listenUnix(path: string): number;
+  listenerPort(listenerId: number): number;
+  closeListener(listenerId: number): void;
+  /** blockOffset: slab offset of the connection's block, a multiple of 64. */
+  attach(id: number, blockOffset: number): void;
+  /** Begins to read. */
+  start(id: number): void;
+  /** Reads again after the block's paused word was cleared. */
+  resume(id: number): void;
+  /** Closes now; no event follows. */
+  close(id: number): void;
+  /** Closes everything; no event follows. */
+  shutdown(): void;
+}
+
 export interface NativeAddon {
   /** Page-aligned zeroed memory; pages cost nothing until touched. */
   allocateSlab(bytes: number): ArrayBuffer;
@@ -73,6 +111,14 @@ export interface NativeAddon {
     completed: (count: number) => void,
   ) => NativeDiskQueue;
   readonly diskQueueLayout: DiskQueueLayout;
+  /** The slab holds the shared lists at listsOffset. bufferBytes: the sockets' own buffers. */
+  readonly SocketSet: new (
+    slab: ArrayBuffer,
+    listsOffset: number,
+    socketsMax: number,
+    bufferBytes: number,
+    events: NativeSocketEvents,
+  ) => NativeSocketSet;
   /** 'ENOSPC' for 28; 'E9999' when unknown. */
   errnoName(errno: number): string;
 }
