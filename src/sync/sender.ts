@@ -1,0 +1,235 @@
+// Sends one raw layer file to a receiver: holes as holes, data in pieces, several in flight. When
+// the destination existed only what differs by SHA-512 is sent, and with a current hash record on
+// both sides nothing at all. After a failed transfer close carries no checksum: the receiver would
+// record it for content it does not have. Source: sparse-tools sparse/client.go, data-protocol §5.
+
+import type { Clock } from '../core/clock.js';
+import { StorageError, toStorageError } from '../core/errors.js';
+import type { Logger } from '../core/log.js';
+import type { Disk, DiskFile } from '../disk/disk.js';
+import { BandwidthLimit } from './bandwidth.js';
+import { decodeChecksumRecord, isRecordCurrent } from './checksum-record.js';
+import type { ChecksumRecord } from './checksum-record.js';
+import { readChecksumRecord } from './checksum-store.js';
+import { CLOSE_TIMEOUT_MS, REQUEST_TIMEOUT_MS, SENDER_WORKERS } from './constants.js';
+import { filePieces } from './layout.js';
+import type { LayoutPiece } from './layout.js';
+import { PieceBuffer } from './piece-buffer.js';
+import { intervalParameters } from './query.js';
+import type { Interval } from './query.js';
+import { SyncClient } from './sync-client.js';
+
+export interface SendOptions {
+  readonly disk: Disk;
+  readonly clock: Clock;
+  readonly log: Logger;
+  /** Absolute path of the file. */
+  readonly sourcePath: string;
+  readonly host: string;
+  readonly port: number;
+  /** Compare hash records first and skip the transfer when they agree. */
+  readonly isFastSync: boolean;
+  /** Limit of one request; default REQUEST_TIMEOUT_MS. */
+  readonly timeoutMs?: number;
+  readonly bytesPerSecondMax?: number;
+  /** Bytes of data that are now at the destination. */
+  readonly onProgress?: (bytes: number) => void;
+  readonly signal?: AbortSignal;
+}
+
+export interface SendResult {
+  readonly sizeBytes: number;
+  /** Data of the source, sent or found equal. */
+  readonly dataBytes: number;
+  readonly sentBytes: number;
+  readonly wasSkipped: boolean;
+}
+
+const NO_CHECKSUM = { checksum: '', checksumMethod: '' };
+
+/** @throws NOT_FOUND for the source; PEER_ERROR, NO_SPACE, CONNECTION_LOST, TIMEOUT, CANCELLED. */
+export async function sendFile(options: SendOptions): Promise<SendResult> {
+  const { disk, sourcePath } = options;
+  const record = await currentRecord(disk, sourcePath);
+  const file = await disk.open(sourcePath, { writable: false, direct: isDirect(sourcePath) });
+  const sending = new Sending(options, file, record);
+  try {
+    return await sending.run();
+  } finally {
+    sending.destroy();
+    await file.close();
+  }
+}
+
+function isDirect(path: string): boolean {
+  return !path.endsWith('.meta');
+}
+
+/** The file's own hash record when it may be trusted; only images have one. */
+async function currentRecord(disk: Disk, path: string): Promise<ChecksumRecord | null> {
+  const { changedNs } = await disk.stat(path);
+  if (!path.endsWith('.img')) return null;
+  try {
+    const record = await readChecksumRecord(disk, path);
+    if (record === null || record.isSilentlyCorrupted) return null;
+    return isRecordCurrent(record, changedNs) ? record : null;
+  } catch (error) {
+    if (error instanceof StorageError && error.code === 'BAD_METADATA') return null;
+    throw error;
+  }
+}
+
+class Sending {
+  private readonly options: SendOptions;
+  private readonly file: DiskFile;
+  private readonly record: ChecksumRecord | null;
+  private readonly client: SyncClient;
+  private readonly closer: SyncClient;
+  private readonly failure = new AbortController();
+  private readonly limit: BandwidthLimit | null;
+  private readonly onAbort = (): void => this.failure.abort(this.options.signal?.reason);
+  private mustCompare = false;
+  private dataBytes = 0;
+  private sentBytes = 0;
+
+  constructor(options: SendOptions, file: DiskFile, record: ChecksumRecord | null) {
+    this.options = options;
+    this.file = file;
+    this.record = record;
+    const { clock, host, port, bytesPerSecondMax } = options;
+    const timeoutMs = options.timeoutMs ?? REQUEST_TIMEOUT_MS;
+    this.client = new SyncClient({ clock, host, port, timeoutMs, signal: this.failure.signal });
+    // Close is sent after a failure too, so it does not listen to the failure's signal.
+    const signal = new AbortController().signal;
+    this.closer = new SyncClient({ clock, host, port, timeoutMs: CLOSE_TIMEOUT_MS, signal });
+    const hasLimit = bytesPerSecondMax !== undefined && bytesPerSecondMax > 0;
+    this.limit = hasLimit ? new BandwidthLimit(clock, bytesPerSecondMax) : null;
+    if (options.signal?.aborted === true) this.onAbort();
+    options.signal?.addEventListener('abort', this.onAbort, { once: true });
+  }
+
+  destroy(): void {
+    this.options.signal?.removeEventListener('abort', this.onAbort);
+    this.client.destroy();
+    this.closer.destroy();
+  }
+
+  async run(): Promise<SendResult> {
+    const sizeBytes = await this.file.sizeBytes();
+    let wasSkipped = false;
+    try {
+      wasSkipped = this.options.isFastSync && (await this.isAlreadyThere());
+      if (!wasSkipped) await this.transfer(sizeBytes);
+    } catch (error) {
+      await this.closeAfterFailure();
+      throw toStorageError(error);
+    }
+    await this.client.call({
+      action: 'close',
+      parameters: this.closeParameters(),
+      timeoutMs: CLOSE_TIMEOUT_MS,
+    });
+    const { dataBytes, sentBytes } = this;
+    return { sizeBytes, dataBytes, sentBytes, wasSkipped };
+  }
+
+  private closeParameters(): Record<string, string> {
+    if (this.record === null) return NO_CHECKSUM;
+    return { checksum: this.record.checksum, checksumMethod: this.record.method };
+  }
+
+  /** Frees the receiver's port; the failure itself is what the caller hears of. */
+  private async closeAfterFailure(): Promise<void> {
+    try {
+      await this.closer.attempt({ action: 'close', parameters: NO_CHECKSUM });
+    } catch (error) {
+      this.options.log.info('sender.close.failed', { file: this.file.path, error });
+    }
+  }
+
+  private async isAlreadyThere(): Promise<boolean> {
+    if (this.record === null) return false;
+    let body: Buffer;
+    try {
+      body = await this.client.callWhenUp({ action: 'getRecordedMetadata' });
+      const theirs = decodeChecksumRecord(body.toString('utf8'));
+      return theirs.checksum === this.record.checksum && !theirs.isSilentlyCorrupted;
+    } catch (error) {
+      // No record, an outdated or an unreadable one: all mean that the file must be compared.
+      if (error instanceof StorageError && error.kind !== 'unavailable') return false;
+      if (error instanceof StorageError && error.code === 'PEER_ERROR') return false;
+      throw error;
+    }
+  }
+
+  private async transfer(sizeBytes: number): Promise<void> {
+    const body = await this.client.callWhenUp({
+      action: 'open',
+      parameters: {
+        ...intervalParameters({ beginOffset: 0, endOffset: sizeBytes }),
+        directIO: String(isDirect(this.file.path)),
+      },
+    });
+    this.mustCompare = body.toString('utf8') === 'true';
+    const pieces = filePieces(this.file, sizeBytes);
+    const workers = Array.from({ length: SENDER_WORKERS }, () => this.work(pieces));
+    // All of them end before close is sent: a late write must not meet a closed file.
+    const outcomes = await Promise.allSettled(workers);
+    if (this.failure.signal.aborted) throw toStorageError(this.failure.signal.reason, 'CANCELLED');
+    for (const outcome of outcomes) if (outcome.status === 'rejected') throw outcome.reason;
+  }
+
+  private async work(pieces: AsyncGenerator<LayoutPiece>): Promise<void> {
+    try {
+      while (!this.failure.signal.aborted) {
+        const next = await pieces.next();
+        if (next.done === true) return;
+        if (next.value.isHole) {
+          const parameters = intervalParameters(next.value);
+          await this.client.call({ action: 'sendHole', parameters });
+        } else {
+          await this.sendData(next.value);
+        }
+      }
+    } catch (error) {
+      this.failure.abort(error); // the first failure stops the others
+      throw error;
+    }
+  }
+
+  private async sendData(interval: Interval): Promise<void> {
+    const lengthBytes = interval.endOffset - interval.beginOffset;
+    const piece = await PieceBuffer.acquire(this.options.disk, lengthBytes, this.failure.signal);
+    try {
+      const reading = piece.read(this.file, interval.beginOffset, lengthBytes);
+      const theirs = this.mustCompare ? await this.remoteHash(interval, reading) : null;
+      await reading;
+      if (theirs === null || theirs !== piece.hash()) await this.writeData(interval, piece);
+      this.dataBytes += piece.lengthBytes;
+      this.options.onProgress?.(piece.lengthBytes);
+    } finally {
+      piece.release();
+    }
+  }
+
+  /** Base64 of the destination's hash or null. The disk still fills our piece when this fails. */
+  private async remoteHash(interval: Interval, reading: Promise<void>): Promise<string | null> {
+    const parameters = intervalParameters(interval);
+    try {
+      const body = await this.client.call({ action: 'getChecksum', parameters });
+      const value: unknown = JSON.parse(body.toString('utf8'));
+      return typeof value === 'string' ? value : null;
+    } catch (error) {
+      await reading.catch(() => undefined);
+      if (error instanceof SyntaxError) return null;
+      throw error;
+    }
+  }
+
+  private async writeData(interval: Interval, piece: PieceBuffer): Promise<void> {
+    await this.limit?.take(piece.lengthBytes, this.failure.signal);
+    const parameters = intervalParameters(interval);
+    await this.client.call({ action: 'writeData', parameters, body: piece.views() });
+    this.sentBytes += piece.lengthBytes;
+  }
+}
