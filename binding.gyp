@@ -6,11 +6,17 @@
       "sources": [
         "native/addon.cc",
         "native/slab.cc",
+        "native/io_backend.cc",
         "native/io_ring.cc",
         "native/io_pool.cc",
         "native/disk_queue.cc",
+        "native/extent_map.cc",
+        "native/file_table.cc",
+        "native/file_task.cc",
         "native/file_ops.cc",
         "native/data_socket.cc",
+        "native/socket_address.cc",
+        "native/socket_hub.cc",
         "native/errno_name.cc"
       ],
       "include_dirs": ["<!(node -p \"require('node-addon-api').include_dir\")"],

@@ -1,4 +1,4 @@
-// A file descriptor that is closed when its owner goes.
+// Sole owner of a file descriptor.
 #pragma once
 
 #include <unistd.h>
@@ -11,24 +11,21 @@ class UniqueFd {
  public:
   UniqueFd() = default;
   explicit UniqueFd(int fd) : fd_(fd) {}
-  ~UniqueFd() { Reset(); }
-  UniqueFd(UniqueFd&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+  UniqueFd(UniqueFd&& other) noexcept : fd_(other.Release()) {}
   UniqueFd& operator=(UniqueFd&& other) noexcept {
-    if (this != &other) {
-      Reset();
-      fd_ = std::exchange(other.fd_, -1);
-    }
+    if (this != &other) Reset(other.Release());
     return *this;
   }
   UniqueFd(const UniqueFd&) = delete;
   UniqueFd& operator=(const UniqueFd&) = delete;
+  ~UniqueFd() { Reset(); }
 
   int get() const { return fd_; }
   bool valid() const { return fd_ >= 0; }
-
-  /** Closes now. Linux frees the number even when close() reports an error. */
-  void Reset() {
-    if (fd_ >= 0) ::close(std::exchange(fd_, -1));
+  int Release() { return std::exchange(fd_, -1); }
+  void Reset(int fd = -1) {
+    if (fd_ >= 0) ::close(fd_);
+    fd_ = fd;
   }
 
  private:
