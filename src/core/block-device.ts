@@ -23,8 +23,6 @@ export type BlockOp = (typeof BLOCK_OP)[keyof typeof BLOCK_OP];
 export const EXTENT_HOLE = 1;
 export const EXTENT_ZERO = 2;
 export const EXTENT_ENTRY_BYTES = 8;
-/** Size of the buffer of every `extents` request: room for 512 extents. */
-export const EXTENT_BUFFER_BYTES = 4096;
 
 /** Receives each request exactly once when it is finished; error is null on success. */
 export interface BlockRequestOwner {

@@ -4,6 +4,7 @@
 
 import { assert } from './assert.js';
 import { SLAB_CLASSES } from './limits.js';
+import { alignUp, SECTOR_BYTES } from './units.js';
 
 /** Returned by Slab.allocate when no buffer is free. */
 export const NO_BUFFER = -1;
@@ -69,11 +70,11 @@ export class Slab {
     this.waiters.push(callback);
   }
 
-  /** Cuts a permanent region (receive buffers, header rings) from beyond the classes. */
+  /** Cuts a permanent, page-aligned region (receive buffers, header rings) from beyond the classes. */
   reserve(lengthBytes: number): number {
     const offset = this.reservedEnd;
     assert(offset + lengthBytes <= this.memory.byteLength, 'reserved regions fit the slab');
-    this.reservedEnd += lengthBytes;
+    this.reservedEnd += alignUp(lengthBytes, SECTOR_BYTES);
     return offset;
   }
 

@@ -1,0 +1,108 @@
+// Growing a volume: every replica first, then the frontend, then the engine's own size. It runs in
+// the background; what went wrong is kept for whoever asks (facts: engine-semantics §5).
+
+import type { Clock } from '../core/clock.js';
+import { StorageError, toStorageError } from '../core/errors.js';
+import type { Logger } from '../core/log.js';
+import { isSectorAligned, SECTOR_BYTES } from '../core/units.js';
+import type { FrontendPort } from './frontend-port.js';
+import type { MemberResult, ReplicaGroup } from './replica-group.js';
+import { checkSnapshotLimits } from './snapshot.js';
+import type { EngineSettings } from './settings.js';
+import type { Volume } from './volume.js';
+
+export interface ExpansionParts {
+  readonly group: ReplicaGroup;
+  readonly volume: Volume;
+  readonly settings: EngineSettings;
+  readonly frontend: () => FrontendPort;
+  readonly clock: Clock;
+  readonly log: Logger;
+}
+
+/** A replica's failed expansion left it as it was. */
+function wasRolledBack(error: StorageError): boolean {
+  return error.details['rollback'] === 'succeeded' || /RollbackSucceeded/.test(error.message);
+}
+
+export class Expansion {
+  private readonly parts: ExpansionParts;
+  isRunning = false;
+  lastError = '';
+  lastFailedAt = '';
+
+  constructor(parts: ExpansionParts) {
+    this.parts = parts;
+  }
+
+  /** Returns once the expansion has begun. @throws INVALID_ARGUMENT, BUSY. */
+  start(sizeBytes: number): Promise<void> {
+    try {
+      this.check(sizeBytes);
+    } catch (error) {
+      this.failed(`controller failed to start expansion: ${toStorageError(error).message}`);
+      throw error;
+    }
+    this.lastError = '';
+    this.lastFailedAt = '';
+    this.isRunning = sizeBytes !== this.parts.volume.sizeBytes;
+    this.parts.volume.isExpanding = this.isRunning;
+    return this.run(sizeBytes).finally(() => {
+      this.isRunning = false;
+      this.parts.volume.isExpanding = false;
+    });
+  }
+
+  private check(sizeBytes: number): void {
+    if (this.isRunning) throw new StorageError('BUSY', 'controller expansion is in progress');
+    if (!isSectorAligned(sizeBytes)) {
+      const text = `requested expansion size ${sizeBytes} not multiple of volume sector size ${SECTOR_BYTES}`;
+      throw new StorageError('INVALID_ARGUMENT', text);
+    }
+    if (sizeBytes < this.parts.volume.sizeBytes) {
+      const text = `controller cannot be expanded to a smaller size ${sizeBytes}`;
+      throw new StorageError('INVALID_ARGUMENT', text);
+    }
+  }
+
+  private async run(sizeBytes: number): Promise<void> {
+    const { group, volume, settings, log } = this.parts;
+    try {
+      await checkSnapshotLimits(group, settings);
+      await volume.withBarrier(() => this.expandReplicas(sizeBytes));
+      await this.parts.frontend().resized(sizeBytes);
+      volume.resize(sizeBytes);
+      log.info('volume.expanded', { sizeBytes });
+    } catch (error) {
+      const { message } = toStorageError(error);
+      if (this.lastError === '') this.failed(message);
+      log.error('volume.expansion.failed', { sizeBytes, error });
+    }
+  }
+
+  private async expandReplicas(sizeBytes: number): Promise<void> {
+    const { group } = this.parts;
+    const results = await group.onLive((port) => port.control.expand(sizeBytes));
+    const failures = results.filter((result) => result.error !== null);
+    if (failures.length === 0) return;
+    const reasons = failures.map((f) => `${f.member.address}: ${f.error?.message ?? ''}`).join('; ');
+    if (failures.length < results.length) {
+      this.failAll(failures);
+      this.failed(`the expansion succeeded, but some replica expansion failed: ${reasons}`);
+      return;
+    }
+    this.failAll(failures.filter((f) => !wasRolledBack(f.error as StorageError)));
+    const text = `the expansion failed since all replica expansion failed: ${reasons}`;
+    this.failed(text);
+    throw new StorageError('PEER_ERROR', text);
+  }
+
+  private failAll(failures: readonly MemberResult[]): void {
+    for (const { member, error } of failures) this.parts.group.fail(member, error as StorageError);
+  }
+
+  private failed(text: string): void {
+    this.lastError = text;
+    this.lastFailedAt = this.parts.clock.wallTime().toISOString();
+  }
+}

@@ -1,0 +1,157 @@
+// The engine's part of a rebuild: let a new replica in as WO behind a snapshot, say which files it
+// needs, and make it RW when its chain equals the others'. The client drives the steps in between
+// (client/rebuild.ts).
+
+import { randomUUID } from 'node:crypto';
+import type { SyncFileInfo } from '../api/generated/common.js';
+import type { Clock } from '../core/clock.js';
+import { StorageError, toStorageError } from '../core/errors.js';
+import { bigintToNumber } from '../core/units.js';
+import type { Member } from './membership.js';
+import type { ReplicaInfo, ReplicaPort } from './ports.js';
+import type { ReplicaGroup } from './replica-group.js';
+import { checkSnapshotLimits, createdNow, cutSnapshot } from './snapshot.js';
+import type { EngineSettings } from './settings.js';
+import type { Volume } from './volume.js';
+
+export interface RebuildParts {
+  readonly group: ReplicaGroup;
+  readonly volume: Volume;
+  readonly settings: EngineSettings;
+  readonly clock: Clock;
+}
+
+/** Adds a replica that receives writes from now on. Adding a known address changes nothing. */
+export async function addReplica(
+  parts: RebuildParts,
+  address: string,
+  needsSnapshot: boolean,
+  mode: 'WO' | 'RW',
+): Promise<void> {
+  const { group, volume, settings, clock } = parts;
+  const { membership } = group;
+  if (membership.find(address) !== undefined) return;
+  if (volume.isExpanding) {
+    throw new StorageError('BUSY', 'cannot add WO replica during expansion');
+  }
+  if (mode === 'WO' && membership.hasWriteOnly) {
+    throw new StorageError('BUSY', 'can only have one WO replica at a time');
+  }
+  if (needsSnapshot) await checkSnapshotLimits(group, settings);
+  const port = await group.connect(address, false, volume.sizeBytes);
+  try {
+    await volume.withBarrier(async () => {
+      if (port.sizeBytes !== volume.sizeBytes && membership.all.length > 0) {
+        throw new StorageError(
+          'INVALID_ARGUMENT',
+          `replica ${address} has ${port.sizeBytes} bytes, the volume ${volume.sizeBytes}`,
+        );
+      }
+      if (needsSnapshot) await cutRebuildSnapshot(group, clock, port);
+      if (membership.all.length === 0) volume.resize(port.sizeBytes);
+      group.add(address, mode, port);
+    });
+  } catch (error) {
+    if (membership.find(address) === undefined) group.closePort(port);
+    throw error;
+  }
+}
+
+function cutRebuildSnapshot(group: ReplicaGroup, clock: Clock, port: ReplicaPort): Promise<void> {
+  const record = {
+    name: randomUUID(),
+    userCreated: false,
+    created: createdNow(clock),
+    labels: {},
+  };
+  return cutSnapshot(group, record, port);
+}
+
+function writeOnlyMember(group: ReplicaGroup, address: string): { member: Member; port: ReplicaPort } {
+  const member = group.membership.find(address);
+  if (member === undefined) {
+    throw new StorageError('NOT_FOUND', `cannot find replica ${address}`);
+  }
+  if (member.mode !== 'WO' || member.port === null) {
+    const text = `invalid mode ${member.mode} for replica ${address} to prepare rebuild`;
+    throw new StorageError('INVALID_STATE', text);
+  }
+  return { member, port: member.port };
+}
+
+/** The readable replica with most disks. */
+async function referenceReplica(
+  group: ReplicaGroup,
+): Promise<{ port: ReplicaPort; info: ReplicaInfo }> {
+  let best: { port: ReplicaPort; info: ReplicaInfo } | null = null;
+  for (const { member, info } of await group.infos()) {
+    if (member.mode !== 'RW' || member.port === null) continue;
+    const isLarger = best === null || diskNames(info).length > diskNames(best.info).length;
+    if (isLarger) best = { port: member.port, info };
+  }
+  if (best === null) throw new StorageError('NO_BACKEND', 'cannot find any healthy replica');
+  return best;
+}
+
+/** Disks that a rebuild copies: snapshots, without the head and the backing image. */
+function diskNames(info: ReplicaInfo): string[] {
+  return Object.keys(info.disks).filter(
+    (name) => name !== info.head && name !== info.backingFile && name.endsWith('.img'),
+  );
+}
+
+/** Files the new replica needs. Its own leftovers that nobody else has are removed. */
+export async function prepareRebuild(parts: RebuildParts, address: string): Promise<SyncFileInfo[]> {
+  const { group, volume } = parts;
+  const { port } = writeOnlyMember(group, address);
+  return volume.withBarrier(async () => {
+    const source = await referenceReplica(group);
+    const target = await port.control.get();
+    if (!target.revisionCounterDisabled) await port.control.setRevisionCounter(0);
+    const wanted = diskNames(source.info);
+    for (const name of diskNames(target)) {
+      if (!wanted.includes(name)) await port.control.removeDisk(name, true);
+    }
+    await source.port.control.sendFile(`${source.info.head}.meta`, port, `${target.head}.meta`);
+    return wanted.flatMap((name) => {
+      const actualSize = bigintToNumber(BigInt(source.info.disks[name]?.size || '0'), 'disk size');
+      return [
+        { fromFileName: name, toFileName: name, actualSize },
+        { fromFileName: `${name}.meta`, toFileName: `${name}.meta`, actualSize: 0 },
+      ];
+    });
+  });
+}
+
+/** WO → RW when the chains are the same; otherwise → ERR. On an RW replica it changes nothing. */
+export async function verifyRebuild(parts: RebuildParts, address: string): Promise<void> {
+  const { group, volume } = parts;
+  const existing = group.membership.find(address);
+  if (existing?.mode === 'RW') return;
+  const { member, port } = writeOnlyMember(group, address);
+  try {
+    await volume.withBarrier(async () => {
+      const source = await referenceReplica(group);
+      const target = await port.control.get();
+      compareChains(source.info, target);
+      if (!source.info.revisionCounterDisabled) {
+        await port.control.setRevisionCounter(source.info.revisionCounter);
+      }
+      group.promote(member);
+    });
+  } catch (error) {
+    group.fail(member, toStorageError(error));
+    throw error;
+  }
+}
+
+function compareChains(source: ReplicaInfo, target: ReplicaInfo): void {
+  const want = diskNames(source).sort();
+  const have = diskNames(target).sort();
+  const isSame = want.length === have.length && want.every((name, index) => name === have[index]);
+  if (isSame) return;
+  throw new StorageError(
+    'CHAIN_BROKEN',
+    `replica's chain [${have.join(' ')}] does not equal the healthy one's [${want.join(' ')}]`,
+  );
+}

@@ -1,0 +1,146 @@
+// The replicas of the running volume as the control operations see them: connect, fail, close, and
+// the same operation on all of them with Longhorn's rule for failures: who fails becomes ERR, and
+// the operation fails only when no readable replica is left.
+
+import type { Clock } from '../core/clock.js';
+import { StorageError, toStorageError } from '../core/errors.js';
+import type { Logger } from '../core/log.js';
+import { type Member, Membership } from './membership.js';
+import type { ReplicaConnector, ReplicaInfo, ReplicaPort } from './ports.js';
+import type { ReplicaMode } from './replica-mode.js';
+
+export interface GroupOptions {
+  readonly connector: ReplicaConnector;
+  readonly clock: Clock;
+  readonly log: Logger;
+  readonly replicaTimeoutMs: number;
+}
+
+export interface MemberResult {
+  readonly member: Member;
+  readonly error: StorageError | null;
+}
+
+export class ReplicaGroup {
+  readonly membership = new Membership();
+  private readonly options: GroupOptions;
+  private readonly closing = new Set<Promise<void>>();
+
+  constructor(options: GroupOptions) {
+    this.options = options;
+  }
+
+  connect(address: string, isUpgrade: boolean, expectedSizeBytes: number): Promise<ReplicaPort> {
+    return this.options.connector.connect(address, {
+      isUpgrade,
+      expectedSizeBytes,
+      silenceMaxMs: () => this.silenceMaxMs(),
+      onFailure: (port, error) => this.lost(port, error),
+    });
+  }
+
+  add(address: string, mode: ReplicaMode, port: ReplicaPort | null): Member {
+    const member = this.membership.add(address, mode, port);
+    if (port !== null) port.zeroesAsData = mode === 'WO';
+    this.options.log.info('replica.added', { replica: address, mode });
+    return member;
+  }
+
+  promote(member: Member): void {
+    this.membership.promote(member);
+    if (member.port !== null) member.port.zeroesAsData = false;
+    this.options.log.info('replica.mode.changed', { replica: member.address, from: 'WO', to: 'RW' });
+  }
+
+  /** Moves a replica to ERR at once and lets go of it; its process is told to close if it can be. */
+  fail(member: Member, error: StorageError): void {
+    const from = member.mode;
+    if (!this.membership.fail(member, error)) return;
+    const { address } = member;
+    this.options.log.warn('replica.mode.changed', { replica: address, from, to: 'ERR', error });
+    this.release(member);
+  }
+
+  remove(member: Member): void {
+    this.membership.remove(member);
+    this.options.log.info('replica.removed', { replica: member.address, mode: member.mode });
+    this.release(member);
+  }
+
+  /** Closes a connected replica in the background. */
+  closePort(port: ReplicaPort): void {
+    const closed = port.close().catch((error: unknown) => {
+      const { address } = port;
+      this.options.log.debug('replica.close.failed', { replica: address, error });
+    });
+    this.closing.add(closed);
+    void closed.finally(() => this.closing.delete(closed));
+  }
+
+  /** Forgets all replicas and waits until those that can be closed are. */
+  async closeAll(): Promise<void> {
+    const members = this.membership.all;
+    this.membership.clear();
+    for (const member of members) this.release(member);
+    await Promise.all(this.closing);
+  }
+
+  /** Runs `action` on every live replica in parallel. Failures are reported, not acted upon. */
+  async onLive(action: (port: ReplicaPort) => Promise<void>): Promise<MemberResult[]> {
+    return Promise.all(this.membership.live.map((member) => runOn(member, action)));
+  }
+
+  /**
+   * Runs `action` on every live replica; those that fail become ERR. @throws the first failure when
+   * no readable replica is left.
+   */
+  async onLiveOrFail(action: (port: ReplicaPort) => Promise<void>): Promise<void> {
+    const results = await this.onLive(action);
+    const failures = results.filter((result) => result.error !== null);
+    for (const { member, error } of failures) this.fail(member, error as StorageError);
+    if (failures.length > 0 && this.membership.readable.length === 0) {
+      throw failures[0]?.error as StorageError;
+    }
+  }
+
+  /** What the live replicas say of themselves; the unreachable ones are left out. */
+  async infos(): Promise<{ member: Member; info: ReplicaInfo }[]> {
+    const answers = await Promise.all(
+      this.membership.live.map(async (member) => {
+        const info = await member.port?.control.get().catch(() => null);
+        return info === null || info === undefined ? null : { member, info };
+      }),
+    );
+    return answers.filter((answer) => answer !== null);
+  }
+
+  private lost(port: ReplicaPort, error: StorageError): void {
+    const member = this.membership.all.find((candidate) => candidate.port === port);
+    if (member !== undefined) this.fail(member, error);
+  }
+
+  private release(member: Member): void {
+    const { port } = member;
+    member.port = null;
+    if (port !== null) this.closePort(port);
+  }
+
+  /** The last live replica gets twice the time: giving it up means giving up the volume. */
+  private silenceMaxMs(): number {
+    const { replicaTimeoutMs } = this.options;
+    return this.membership.live.length > 1 ? replicaTimeoutMs : 2 * replicaTimeoutMs;
+  }
+}
+
+async function runOn(
+  member: Member,
+  action: (port: ReplicaPort) => Promise<void>,
+): Promise<MemberResult> {
+  try {
+    if (member.port === null) throw new StorageError('CONNECTION_LOST', `${member.address}: EOF`);
+    await action(member.port);
+    return { member, error: null };
+  } catch (error) {
+    return { member, error: toStorageError(error) };
+  }
+}
