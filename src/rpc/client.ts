@@ -309,7 +309,9 @@ class Exchange {
   }
 
   private connectionFailure(): RpcError {
-    const error = this.streamError;
+    // A stream that waits for its connection reports the connection's error as its cause.
+    const cause = this.streamError instanceof Error ? this.streamError.cause : undefined;
+    const error = cause ?? this.streamError;
     const resetCode = this.stream.rstCode;
     const systemCode = (error as NodeJS.ErrnoException | null)?.code ?? '';
     if (systemCode === 'ERR_HTTP2_STREAM_ERROR' && resetCode !== undefined) {

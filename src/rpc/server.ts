@@ -38,6 +38,11 @@ const CALLS_PER_SESSION_MAX = 128;
 const HEADER_BYTES_MAX = 16 * 1024;
 /** Time for a new connection to send its HTTP/2 preface. */
 const PREFACE_TIMEOUT_MS = 10_000;
+/**
+ * A connection without a call for this long is told to go (GOAWAY): clients connect again when they
+ * need to. It also frees connections that broke the protocol, which Node leaves half open.
+ */
+const IDLE_SESSION_MS = 300_000;
 /** Idle time after which TCP probes whether the peer still exists. */
 const TCP_KEEPALIVE_MS = 30_000;
 
@@ -63,6 +68,8 @@ export interface RpcServerOptions {
   /** Refuses unary calls meant for another volume or instance. */
   readonly identity?: ServerIdentity;
   readonly messageBytesMax?: number;
+  /** Default IDLE_SESSION_MS. */
+  readonly idleSessionMs?: number;
 }
 
 export interface ServiceOptions {
@@ -181,6 +188,7 @@ export class RpcServer {
     const preface: Timer = this.options.clock.after(PREFACE_TIMEOUT_MS, () => session.destroy(), {
       unref: true,
     });
+    session.setTimeout(this.options.idleSessionMs ?? IDLE_SESSION_MS, () => session.close());
     session.once('remoteSettings', () => preface.cancel());
     session.once('close', () => {
       preface.cancel();

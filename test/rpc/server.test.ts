@@ -55,13 +55,21 @@ async function rpcErrorOf(promise: Promise<unknown>): Promise<RpcError> {
   throw new Error('the call did not fail');
 }
 
-/** Sends raw bytes and resolves when the server has closed the connection. */
-function sendRaw(port: number, bytes: Uint8Array): Promise<void> {
+const GOAWAY_FRAME_TYPE = 7;
+
+/** Sends raw bytes; resolves when the server has closed the connection or, if asked, said GOAWAY. */
+function sendRaw(port: number, bytes: Uint8Array, until: 'goaway' | 'close'): Promise<void> {
   return new Promise((resolve) => {
     const socket = connect(port, '127.0.0.1', () => socket.write(bytes));
+    let received = Buffer.alloc(0);
     socket.on('error', () => undefined);
     socket.on('close', () => resolve());
-    socket.resume();
+    socket.on('data', (chunk) => {
+      received = Buffer.concat([received, chunk]);
+      for (let at = 0; at + 9 <= received.length; at += 9 + received.readUIntBE(at, 3)) {
+        if (received[at + 3] === GOAWAY_FRAME_TYPE && until === 'goaway') socket.destroy();
+      }
+    });
   });
 }
 
@@ -93,7 +101,7 @@ t.test('garbage ends its own connection and nothing else', async (t) => {
     'a broken header block': Buffer.concat([preface, settings, Buffer.from('000004010500000001ffffffff', 'hex')]),
   };
   for (const [what, bytes] of Object.entries(garbage)) {
-    await sendRaw(port, bytes);
+    await sendRaw(port, bytes, 'goaway');
     t.same(await client.replicaGet({}), EMPTY, `after ${what}`);
   }
 });
@@ -143,12 +151,28 @@ t.test('a peer that stays silent instead of speaking HTTP/2 is dropped', async (
   };
   const server = newServer(clock);
   const port = await server.listen('127.0.0.1', 0);
-  const closed = sendRaw(port, Buffer.alloc(0));
+  const closed = sendRaw(port, Buffer.alloc(0), 'close');
   while (timers.length === 0) await new Promise((resolve) => setImmediate(resolve));
   t.equal(timers[0]?.delayMs, 10_000);
   timers[0]?.callback();
   await closed;
   await server.close(0);
+});
+
+t.test('an idle connection is told to go; one with a call in flight is not', async (t) => {
+  const { entered, open, handler } = gate();
+  const server = createRpcServer({ clock: realClock, log: silentLogger, idleSessionMs: 50 });
+  const port = await listening(t, server.addService(ReplicaServiceDefinition, { replicaGet: handler }));
+  const client = clientOf(t, port);
+  const running = client.replicaGet({});
+  await entered;
+  const preface = Buffer.from('PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n');
+  const dataWithoutStream = Buffer.from('00000004000000000000000100000000000500', 'hex');
+  await sendRaw(port, Buffer.concat([preface, dataWithoutStream]), 'close');
+  await sendRaw(port, Buffer.concat([preface, dataWithoutStream.subarray(0, 9)]), 'close');
+  open();
+  t.same(await running, EMPTY);
+  t.same(await client.replicaGet({}), EMPTY, 'and the client connects again when it needs to');
 });
 
 t.test('a caller that vanishes in the middle of a call aborts it', async (t) => {
