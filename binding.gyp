@@ -16,8 +16,7 @@
         "native/file_ops.cc",
         "native/data_socket.cc",
         "native/socket_address.cc",
-        "native/socket_hub.cc",
-        "native/errno_name.cc"
+        "native/socket_hub.cc"
       ],
       "include_dirs": ["<!(node -p \"require('node-addon-api').include_dir\")"],
       "defines": ["NAPI_VERSION=9", "NODE_ADDON_API_DISABLE_DEPRECATED", "NAPI_DISABLE_CPP_EXCEPTIONS"],

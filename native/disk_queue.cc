@@ -6,7 +6,6 @@
 #include <string>
 
 #include "addon.h"
-#include "errno_name.h"
 #include "file_ops.h"
 #include "io_pool.h"
 #include "io_ring.h"
@@ -120,9 +119,8 @@ bool DiskQueue::Open(Napi::Env env, const std::string& backend) {
     backend_ = IoPool::Create(loop, this, &error);
   }
   if (backend_ == nullptr) {
-    const char* name = ErrnoName(error);
-    Napi::Error::New(env, "disk backend '" + backend +
-                              "' cannot be used here: " + (name == nullptr ? "unknown" : name))
+    Napi::Error::New(env,
+                     "disk backend '" + backend + "' cannot be used here: " + std::strerror(error))
         .ThrowAsJavaScriptException();
     return false;
   }
@@ -193,7 +191,8 @@ void DiskQueue::ReadEntry(uint32_t slot, IoRequest* request) {
     } else {
       error = -EFAULT;
     }
-  } else if (request->op != IoOp::kSync && request->op != IoOp::kPunchHole) {
+  } else if (request->op != IoOp::kSync && request->op != IoOp::kPunchHole &&
+             request->op != IoOp::kZeroRange) {
     error = -EINVAL;
   }
   if (error != 0) {

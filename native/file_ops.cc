@@ -11,7 +11,6 @@
 #include <string>
 
 #include "addon.h"
-#include "errno_name.h"
 #include "extent_map.h"
 #include "file_task.h"
 
@@ -302,13 +301,6 @@ class FileTableObject final : public Napi::ObjectWrap<FileTableObject> {
   std::shared_ptr<FileTable> files_;
 };
 
-Napi::Value NameErrno(const Napi::CallbackInfo& info) {
-  const int error = info[0].IsNumber() ? info[0].As<Napi::Number>().Int32Value() : 0;
-  const char* name = ErrnoName(error);
-  return Napi::String::New(info.Env(),
-                           name == nullptr ? std::string("E").append(std::to_string(error)) : name);
-}
-
 }  // namespace
 
 std::shared_ptr<FileTable> FilesOf(Napi::Value value) {
@@ -320,9 +312,6 @@ std::shared_ptr<FileTable> FilesOf(Napi::Value value) {
   return FileTableObject::Unwrap(value.As<Napi::Object>())->files();
 }
 
-void ExportFileOps(Napi::Env env, Napi::Object exports) {
-  FileTableObject::Export(env, exports);
-  exports.Set("errnoName", Napi::Function::New<NameErrno>(env, "errnoName"));
-}
+void ExportFileOps(Napi::Env env, Napi::Object exports) { FileTableObject::Export(env, exports); }
 
 }  // namespace longhorn

@@ -1,6 +1,7 @@
 // See io_backend.h.
 #include "io_backend.h"
 
+#include <linux/falloc.h>
 #include <sys/stat.h>
 
 #include <cerrno>
@@ -17,6 +18,11 @@ bool IsAtEndOfFile(const IoRequest& request) {
 }
 
 }  // namespace
+
+int FallocateMode(IoOp op) {
+  const int kind = op == IoOp::kPunchHole ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE;
+  return kind | FALLOC_FL_KEEP_SIZE;
+}
 
 bool NeedsAnotherCall(IoRequest* request, int64_t result) {
   if (request->op == IoOp::kFail) return false;

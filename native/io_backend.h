@@ -6,14 +6,15 @@
 
 namespace longhorn {
 
-/** The first four are DISK_OP of src/disk/disk.ts. */
+/** All but the last are DISK_OP of src/disk/disk.ts. */
 enum class IoOp : int32_t {
   kRead = 0,
   kWrite = 1,
   kSync = 2,
   kPunchHole = 3,
+  kZeroRange = 4,
   /** Does nothing: a refused request takes the same way back as all others. */
-  kFail = 4,
+  kFail = -1,
 };
 
 /** One request; the sink owns it and keeps it unchanged from Start() to Done(). */
@@ -32,6 +33,9 @@ struct IoRequest {
   /** For the backend. */
   IoRequest* next;
 };
+
+/** Mode for fallocate(2) of a punch or a zeroing. */
+int FallocateMode(IoOp op);
 
 class IoSink {
  public:

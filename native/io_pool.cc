@@ -2,7 +2,6 @@
 #include "io_pool.h"
 
 #include <fcntl.h>
-#include <linux/falloc.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -30,7 +29,8 @@ int64_t CallOnce(const IoRequest& request) {
       result = ::fdatasync(request.fd);
       break;
     case IoOp::kPunchHole:
-      result = ::fallocate(request.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset,
+    case IoOp::kZeroRange:
+      result = ::fallocate(request.fd, FallocateMode(request.op), offset,
                            static_cast<off_t>(request.length));
       break;
     case IoOp::kFail:

@@ -2,7 +2,6 @@
 // that liburing would add is not worth a dependency.
 #include "io_ring.h"
 
-#include <linux/falloc.h>
 #include <sys/syscall.h>
 
 #include <atomic>
@@ -37,8 +36,9 @@ void FillEntry(io_uring_sqe* entry, const IoRequest& request) {
       entry->fsync_flags = IORING_FSYNC_DATASYNC;
       break;
     case IoOp::kPunchHole:
+    case IoOp::kZeroRange:
       entry->opcode = IORING_OP_FALLOCATE;
-      entry->len = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
+      entry->len = static_cast<uint32_t>(FallocateMode(request.op));
       entry->off = request.offset;
       entry->addr = request.length;
       break;

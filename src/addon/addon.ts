@@ -119,8 +119,6 @@ export interface NativeAddon {
     bufferBytes: number,
     events: NativeSocketEvents,
   ) => NativeSocketSet;
-  /** 'ENOSPC' for 28; 'E9999' when unknown. */
-  errnoName(errno: number): string;
 }
 
 function loadAddon(): NativeAddon {
