@@ -9,21 +9,15 @@ import { StorageError } from '../core/errors.js';
 import { REQUEST_BYTES_MAX } from '../core/limits.js';
 import { NO_BUFFER } from '../core/slab.js';
 import type { Slab } from '../core/slab.js';
-import { alignUp, SECTOR_BYTES } from '../core/units.js';
+import { GIB, SECTOR_BYTES, alignUp } from '../core/units.js';
+import { diskErrorOfResult } from '../disk/disk-error.js';
 import { DISK_OP } from '../disk/disk.js';
 import type { Disk, DiskFile, DiskOp, DiskRequest } from '../disk/disk.js';
 import { PIECE_BYTES_MAX } from './constants.js';
 
-const ENOSPC = 28;
-const EDQUOT = 122;
-
-/** A queue result as an error. @param result a negative errno. */
-export function diskError(result: number, file: DiskFile, what: string): StorageError {
-  if (result === -ENOSPC || result === -EDQUOT) {
-    return new StorageError('NO_SPACE', `${what} ${file.path}: no space left on device`);
-  }
-  return new StorageError('IO_ERROR', `${what} ${file.path}: errno ${-result}`, { errno: -result });
-}
+const EOPNOTSUPP = 95;
+/** Longest hole punched by one call: file systems hold locks meanwhile. */
+const HOLE_BYTES_MAX = GIB;
 
 /** One queued disk operation as a promise; for transfers, which are not on the per-I/O path. */
 export function submitDisk(
@@ -47,14 +41,23 @@ export function submitDisk(
   });
 }
 
+/** Makes a range a hole. @throws NO_SPACE, IO_ERROR, UNSUPPORTED. */
 export async function punchHole(
   disk: Disk,
   file: DiskFile,
   beginOffset: number,
   lengthBytes: number,
 ): Promise<void> {
-  const result = await submitDisk(disk, DISK_OP.punchHole, file, 0, lengthBytes, beginOffset);
-  if (result < 0) throw diskError(result, file, 'punch hole in');
+  for (let done = 0; done < lengthBytes; done += HOLE_BYTES_MAX) {
+    const begin = beginOffset + done;
+    const count = Math.min(HOLE_BYTES_MAX, lengthBytes - done);
+    const result = await submitDisk(disk, DISK_OP.punchHole, file, 0, count, begin);
+    if (result === 0) continue;
+    // Where holes cannot be punched, what already is one still serves.
+    const isHole =
+      result === -EOPNOTSUPP && (await file.extents(begin, begin + count, 1)).length === 0;
+    if (!isHole) throw diskErrorOfResult(result, 'punch hole in', file.path);
+  }
 }
 
 export class PieceBuffer {
@@ -139,7 +142,7 @@ export class PieceBuffer {
     );
     let count = 0;
     for (const result of results) {
-      if (result < 0) throw diskError(result, file, 'read');
+      if (result < 0) throw diskErrorOfResult(result, 'read', file.path);
       count += result;
     }
     this.lengthBytes = Math.min(count, lengthBytes);
@@ -153,7 +156,7 @@ export class PieceBuffer {
     const at = fileOffsetBytes + part.beginBytes;
     const { disk } = this;
     const result = await submitDisk(disk, DISK_OP.write, file, bufferOffset, lengthBytes, at);
-    if (result < 0) throw diskError(result, file, 'write');
+    if (result < 0) throw diskErrorOfResult(result, 'write', file.path);
     assert(result === lengthBytes, 'the queue completes writes or fails them');
   }
 
