@@ -29,6 +29,10 @@ int SocketError(int fd) {
 
 bool WouldBlock(int error) { return error == EAGAIN || error == EWOULDBLOCK; }
 
+const uint8_t* EndOf(const iovec& vector) {
+  return static_cast<const uint8_t*>(vector.iov_base) + vector.iov_len;
+}
+
 size_t TotalBytes(const iovec* vectors, int count) {
   size_t total = 0;
   for (int i = 0; i < count; ++i) total += vectors[i].iov_len;
@@ -396,8 +400,15 @@ int SocketHub::FillVectors(const Connection* connection) {
     const Segment& segment = block.ring[at % kSegmentsMax];
     if (!InMemory(segment.offset, segment.length)) return -EFAULT;
     if (static_cast<size_t>(segment.length) <= skip) return -EFAULT;
-    vectors_[count++] = {options_.memory + segment.offset + skip, segment.length - skip};
+    uint8_t* begin = options_.memory + segment.offset + skip;
+    const size_t bytes = segment.length - skip;
     skip = 0;
+    // Headers that follow each other in memory, as those of short replies do, leave as one range.
+    if (count > 0 && EndOf(vectors_[count - 1]) == begin) {
+      vectors_[count - 1].iov_len += bytes;
+    } else {
+      vectors_[count++] = {begin, bytes};
+    }
   }
   return count;
 }
