@@ -25,6 +25,8 @@ constexpr uint32_t kCompletionsWord = kEntriesWord + kSlots * kEntryWords;
 constexpr uint32_t kWords = kCompletionsWord + kSlots * 2;
 
 constexpr uint64_t kOffsetMax = INT64_MAX;
+/** Results are counts in 32 bits. */
+constexpr uint64_t kTransferMax = INT32_MAX;
 
 uint64_t Join(int32_t low, int32_t high) {
   return static_cast<uint64_t>(static_cast<uint32_t>(high)) << 32 | static_cast<uint32_t>(low);
@@ -186,7 +188,7 @@ void DiskQueue::ReadEntry(uint32_t slot, IoRequest* request) {
   } else if (request->length > kOffsetMax || request->offset > kOffsetMax - request->length) {
     error = -EINVAL;
   } else if (request->op == IoOp::kRead || request->op == IoOp::kWrite) {
-    if (slab_->Contains(buffer_offset, request->length)) {
+    if (request->length <= kTransferMax && slab_->Contains(buffer_offset, request->length)) {
       request->data = slab_->data() + buffer_offset;
     } else {
       error = -EFAULT;

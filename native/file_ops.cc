@@ -7,6 +7,8 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cmath>
+#include <cstring>
 #include <functional>
 #include <string>
 
@@ -29,6 +31,17 @@ int64_t Retry(Call call) {
     result = call();
   } while (result < 0 && errno == EINTR);
   return result < 0 ? -errno : result;
+}
+
+/** A copy for JavaScript; null when the environment is ending. */
+template <typename T>
+napi_value TypedArray(napi_env env, napi_typedarray_type type, const T* items, size_t count) {
+  void* data = nullptr;
+  napi_value buffer = nullptr;
+  napi_value array = nullptr;
+  if (napi_create_arraybuffer(env, count * sizeof(T), &data, &buffer) != napi_ok) return nullptr;
+  if (count > 0) std::memcpy(data, items, count * sizeof(T));
+  return napi_create_typedarray(env, type, count, buffer, 0, &array) == napi_ok ? array : nullptr;
 }
 
 class OpenTask final : public FileTask {
@@ -140,9 +153,7 @@ class StatTask final : public FileTask {
 
   napi_value Result(napi_env env) override {
     if (error_ != 0) return Napi::Number::New(env, error_);
-    auto facts = Napi::BigInt64Array::New(env, 4);
-    for (size_t i = 0; i < 4; i++) facts[i] = facts_[i];
-    return facts;
+    return TypedArray(env, napi_bigint64_array, facts_, 4);
   }
 
   std::unique_ptr<FileLease> lease_;
@@ -165,9 +176,7 @@ class ExtentsTask final : public FileTask {
 
   napi_value Result(napi_env env) override {
     if (error_ != 0) return Napi::Number::New(env, error_);
-    auto edges = Napi::Float64Array::New(env, edges_.size());
-    for (size_t i = 0; i < edges_.size(); i++) edges[i] = edges_[i];
-    return edges;
+    return TypedArray(env, napi_float64_array, edges_.data(), edges_.size());
   }
 
   std::unique_ptr<FileLease> lease_;
@@ -270,7 +279,7 @@ class FileTableObject final : public Napi::ObjectWrap<FileTableObject> {
   static bool AreIntegers(const Napi::CallbackInfo& info, size_t first, size_t count) {
     for (size_t i = first; i < first + count; i++) {
       const double value = info[i].IsNumber() ? info[i].As<Napi::Number>().DoubleValue() : -1;
-      if (value >= 0 && value <= kSafeIntegerMax) continue;
+      if (value >= 0 && value <= kSafeIntegerMax && value == std::floor(value)) continue;
       Napi::TypeError::New(info.Env(), "argument " + std::to_string(i) + " is not a whole number")
           .ThrowAsJavaScriptException();
       return false;

@@ -37,6 +37,11 @@ std::shared_ptr<Slab> Slab::Allocate(size_t bytes) {
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   Mapping mapping(data, bytes);
   if (!mapping.valid()) return nullptr;
+  // One touched buffer must cost a page, not a huge page.
+  ::madvise(data, bytes, MADV_NOHUGEPAGE);
+  // A child process must not share these pages: copy on write during direct I/O could send what the
+  // disk delivers to the wrong copy (open(2), O_DIRECT).
+  ::madvise(data, bytes, MADV_DONTFORK);
   return std::make_shared<Slab>(std::move(mapping));
 }
 
