@@ -77,6 +77,8 @@ export class Engine {
       const sizeBytes = await startReplicas(this.group, this.settings, request, this.log);
       this.volume.resize(sizeBytes);
       this.log.info('volume.started', { sizeBytes, replicas: request.addresses });
+      const { frontendName } = this.settings;
+      if (frontendName !== '') await this.frontend.start(frontendName);
     });
   }
 

@@ -13,6 +13,8 @@ export function replicaTimeoutMs(seconds: number): number {
 
 export interface EngineSettings {
   readonly volumeName: string;
+  /** Frontend that starting the volume starts; '' for none. */
+  readonly frontendName: string;
   readonly isUpgrade: boolean;
   readonly revisionCounterDisabled: boolean;
   readonly salvageRequested: boolean;
@@ -28,6 +30,7 @@ export interface EngineSettings {
 export function defaultSettings(volumeName: string): EngineSettings {
   return {
     volumeName,
+    frontendName: '',
     isUpgrade: false,
     revisionCounterDisabled: false,
     salvageRequested: false,

@@ -1,13 +1,12 @@
-// The replica's data server: accepts connections of the data protocol and serves the replica
-// through them. It holds no state of its own; the replica decides what may be read and written.
+// The replica's data server: the data protocol with a replica behind it. It holds no state of its
+// own; the replica decides what may be read and written.
 
 import type { BlockDevice } from '../core/block-device.js';
 import type { StorageError } from '../core/errors.js';
-import { CONNECTIONS_MAX } from '../core/limits.js';
 import type { Logger } from '../core/log.js';
 import type { FrameServerPolicy } from '../frame-server/policy.js';
-import { FrameSession } from '../frame-server/session.js';
-import type { Connection, Endpoint, Listener, Transport } from '../transport/connection.js';
+import { type FrameServer, startFrameServer } from '../frame-server/server.js';
+import type { Endpoint, Transport } from '../transport/connection.js';
 import { FRAME_TYPE, UNEXPECTED_EOF_TEXT } from '../wire/replica/constants.js';
 
 /** What the data server needs of a replica. */
@@ -27,12 +26,6 @@ function replicaPolicy(replica: ServedReplica): FrameServerPolicy {
   };
 }
 
-export interface DataServer {
-  readonly endpoint: Endpoint;
-  /** Stops accepting, answers what is in flight, then ends the connections. */
-  close(): Promise<void>;
-}
-
 export interface DataServerOptions {
   readonly transport: Transport;
   readonly endpoint: Endpoint;
@@ -41,42 +34,8 @@ export interface DataServerOptions {
 }
 
 /** @throws ADDRESS_IN_USE, INVALID_ARGUMENT. */
-export async function startDataServer(options: DataServerOptions): Promise<DataServer> {
-  const { replica, log } = options;
-  const sessions = new Set<FrameSession>();
+export function startDataServer(options: DataServerOptions): Promise<FrameServer> {
+  const { transport, endpoint, replica, log } = options;
   const policy = replicaPolicy(replica);
-  let whenEmpty: (() => void) | null = null;
-
-  const accepted = (connection: Connection): void => {
-    if (sessions.size >= CONNECTIONS_MAX || whenEmpty !== null) {
-      log.warn('replica.data.refused', { peer: connection.peer, connections: sessions.size });
-      connection.destroy();
-      return;
-    }
-    log.info('replica.data.connected', { peer: connection.peer });
-    const session = new FrameSession({
-      connection,
-      device: replica,
-      policy,
-      ended: (error) => {
-        sessions.delete(session);
-        log.info('replica.data.disconnected', { peer: connection.peer, ...(error && { error }) });
-        if (sessions.size === 0) whenEmpty?.();
-      },
-    });
-    sessions.add(session);
-  };
-
-  const listener: Listener = await options.transport.listen(options.endpoint, accepted);
-  return {
-    endpoint: listener.address,
-    async close() {
-      await listener.close();
-      if (sessions.size === 0) return;
-      await new Promise<void>((resolve) => {
-        whenEmpty = resolve;
-        for (const session of sessions) session.drain();
-      });
-    },
-  };
+  return startFrameServer({ transport, endpoint, device: replica, policy, log });
 }

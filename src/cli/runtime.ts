@@ -1,0 +1,105 @@
+// What every daemon of the data path is made of: logger, clock, I/O memory, sockets, an orderly
+// end. Only cli/ builds these; everything below receives them.
+
+import { mkdirSync, readFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { realClock } from '../core/clock-real.js';
+import type { Clock } from '../core/clock.js';
+import { StorageError, toStorageError } from '../core/errors.js';
+import { CONNECTIONS_MAX, RECEIVE_BUFFER_BYTES, SEND_HEADER_BYTES } from '../core/limits.js';
+import { createLogger, type Logger, type LogLevel } from '../core/log.js';
+import type { Slab } from '../core/slab.js';
+import { MIB } from '../core/units.js';
+import { createSlab } from '../disk/native-disk.js';
+import { createNativeTransport, type NativeTransport } from '../transport/native-transport.js';
+
+/** Scratch sectors, zero region and the like, beside the connections' own memory. */
+const OTHER_RESERVED_BYTES = 4 * MIB;
+/** Time for an orderly end before the process leaves anyway; a supervisor kills after 60 s. */
+const STOP_TIMEOUT_MS = 45_000;
+
+export interface Runtime {
+  readonly clock: Clock;
+  readonly log: Logger;
+  readonly slab: Slab;
+  readonly transport: NativeTransport;
+}
+
+export function createDaemonLogger(level: LogLevel, fields: Record<string, unknown>): Logger {
+  return createLogger({
+    clock: realClock,
+    level,
+    write: (line) => void process.stderr.write(`${line}\n`),
+    fields,
+  });
+}
+
+export function createRuntime(log: Logger): Runtime {
+  const perConnection = RECEIVE_BUFFER_BYTES + SEND_HEADER_BYTES;
+  // Address space only: pages cost memory when they are first used.
+  const slab = createSlab((2 * CONNECTIONS_MAX + 1) * perConnection + OTHER_RESERVED_BYTES);
+  const transport = createNativeTransport({ slab, clock: realClock });
+  return { clock: realClock, log, slab, transport };
+}
+
+/** Runs `stop` once on SIGTERM or SIGINT, then exits: 0, or 1 when it fails or takes too long. */
+export function stopOnSignal(log: Logger, stop: () => Promise<void>): void {
+  let isStopping = false;
+  const begin = (signal: NodeJS.Signals): void => {
+    if (isStopping) return;
+    isStopping = true;
+    log.info('process.stopping', { signal });
+    setTimeout(() => {
+      log.error('process.stop.timeout', { timeoutMs: STOP_TIMEOUT_MS });
+      process.exit(1);
+    }, STOP_TIMEOUT_MS).unref();
+    stop().then(
+      () => {
+        log.info('process.stopped');
+        process.exit(0);
+      },
+      (error: unknown) => {
+        log.error('process.stop.failed', { error });
+        process.exit(1);
+      },
+    );
+  };
+  process.on('SIGTERM', begin);
+  process.on('SIGINT', begin);
+}
+
+/** Identity of the running kernel: equal for processes of one machine; '' when unknown. */
+export function hostBootId(): string {
+  try {
+    return readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim();
+  } catch {
+    return '';
+  }
+}
+
+/** Directory of sockets: Longhorn's /var/run as root, else one of the user's own. */
+export function defaultRuntimeDirectory(env: NodeJS.ProcessEnv): string {
+  if (process.getuid?.() === 0) return '/var/run';
+  const own = env['XDG_RUNTIME_DIR'] ?? join(tmpdir(), `longhorn-${process.getuid?.() ?? 0}`);
+  mkdirSync(own, { recursive: true, mode: 0o700 });
+  return own;
+}
+
+/** Parses HOST:PORT, [V6]:PORT or :PORT. @throws INVALID_ARGUMENT. */
+export function parseListenAddress(text: string): { host: string; port: number } {
+  const match = /^(?:\[([^\]]+)\]|([^:/]*)):(\d{1,5})$/.exec(text);
+  const port = Number(match?.[3]);
+  if (match === null || port > 65535) {
+    throw new StorageError('INVALID_ARGUMENT', `'${text}' is not HOST:PORT`);
+  }
+  const host = match[1] ?? match[2] ?? '';
+  return { host: host === '' ? '0.0.0.0' : host, port };
+}
+
+/** A daemon that cannot start says why in one line of JSON and exits. */
+export function exitOnStartFailure(log: Logger, error: unknown, exitCode: number): never {
+  const failure = toStorageError(error);
+  log.error('process.start.failed', { error: failure, ...failure.details });
+  process.exit(exitCode);
+}

@@ -1,0 +1,78 @@
+// Accepts connections of the data protocol and serves one block device through them, with one
+// policy. Shared by the replica's data server and the engine's `socket` frontend.
+
+import type { BlockDevice } from '../core/block-device.js';
+import { CONNECTIONS_MAX } from '../core/limits.js';
+import type { Logger } from '../core/log.js';
+import type { Connection, Endpoint, Listener, Transport } from '../transport/connection.js';
+import type { FrameServerPolicy } from './policy.js';
+import { FrameSession } from './session.js';
+
+export interface FrameServerOptions {
+  readonly transport: Transport;
+  readonly endpoint: Endpoint;
+  readonly device: BlockDevice;
+  readonly policy: FrameServerPolicy;
+  readonly log: Logger;
+}
+
+export class FrameServer {
+  private readonly options: FrameServerOptions;
+  private readonly sessions = new Set<FrameSession>();
+  private listener: Listener | null = null;
+  private whenEmpty: (() => void) | null = null;
+
+  constructor(options: FrameServerOptions) {
+    this.options = options;
+  }
+
+  get connectionCount(): number {
+    return this.sessions.size;
+  }
+
+  /** @throws ADDRESS_IN_USE, INVALID_ARGUMENT. */
+  async listen(): Promise<Endpoint> {
+    const { transport, endpoint } = this.options;
+    this.listener = await transport.listen(endpoint, (connection) => this.accept(connection));
+    return this.listener.address;
+  }
+
+  /** Stops accepting, answers what is in flight, then ends the connections. */
+  async close(): Promise<void> {
+    await this.listener?.close();
+    if (this.sessions.size === 0) return;
+    await new Promise<void>((resolve) => {
+      this.whenEmpty = resolve;
+      for (const session of this.sessions) session.drain();
+    });
+  }
+
+  private accept(connection: Connection): void {
+    const { device, policy, log } = this.options;
+    const { peer } = connection;
+    if (this.sessions.size >= CONNECTIONS_MAX || this.whenEmpty !== null) {
+      log.warn('data.connection.refused', { peer, connections: this.sessions.size });
+      connection.destroy();
+      return;
+    }
+    log.info('data.connected', { peer });
+    const session = new FrameSession({
+      connection,
+      device,
+      policy,
+      ended: (error) => {
+        this.sessions.delete(session);
+        log.info('data.disconnected', { peer, ...(error !== null && { error }) });
+        if (this.sessions.size === 0) this.whenEmpty?.();
+      },
+    });
+    this.sessions.add(session);
+  }
+}
+
+/** A server that listens. @throws ADDRESS_IN_USE, INVALID_ARGUMENT. */
+export async function startFrameServer(options: FrameServerOptions): Promise<FrameServer> {
+  const server = new FrameServer(options);
+  await server.listen();
+  return server;
+}
