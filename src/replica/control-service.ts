@@ -1,0 +1,132 @@
+// Longhorn's ReplicaService over a replica: checks requests, translates messages, nothing else.
+// Every method that changes something answers with the replica as it is afterwards.
+
+import {
+  type DiskInfo as DiskMessage,
+  type Replica as ReplicaMessage,
+  type ReplicaServiceDefinition,
+} from '../api/generated/replica.js';
+import { StorageError } from '../core/errors.js';
+import type { DiskInfo } from '../image/chain.js';
+import type { ServiceHandlers } from '../rpc/server.js';
+import { ALL_CAPABILITIES } from '../wire/replica/constants.js';
+import { expandError, invalidRequest } from './error-map.js';
+import type { Replica, ReplicaStatus } from './replica.js';
+
+function diskMessage(disk: DiskInfo): DiskMessage {
+  return {
+    name: disk.name,
+    parent: disk.parent,
+    children: Object.fromEntries(disk.children.map((child) => [child, true])),
+    removed: disk.removed,
+    userCreated: disk.userCreated,
+    created: disk.created,
+    size: String(disk.allocatedBytes),
+    labels: { ...disk.labels },
+  };
+}
+
+/** What an engine beside the replica may use instead of TCP. */
+export interface LocalEndpoint {
+  /** Boot id of this machine's kernel; '' when unknown. */
+  readonly hostBootId: string;
+  /** Unix socket of the data server; '' when there is none. */
+  readonly localDataPath: string;
+}
+
+function replicaMessage(
+  replica: Replica,
+  status: ReplicaStatus,
+  local: LocalEndpoint,
+): ReplicaMessage {
+  const { info, open } = status;
+  return {
+    dirty: info.dirty,
+    rebuilding: info.rebuilding,
+    head: info.head,
+    parent: info.parent,
+    size: String(info.sizeBytes),
+    sectorSize: info.sectorBytes,
+    backingFile: info.backingFilePath,
+    state: status.state,
+    chain: open === null ? [] : [...open.liveChain],
+    disks: Object.fromEntries((open?.disks ?? []).map((disk) => [disk.name, diskMessage(disk)])),
+    remainSnapshots: open === null ? 0 : replica.snapshotMaxCount - open.usage.snapshotCount,
+    revisionCounter: open?.revisionCounter ?? 0,
+    lastModifyTime: String(open?.head.modifiedNs ?? 0),
+    headFileSize: open?.head.allocatedBytes ?? 0,
+    revisionCounterDisabled: open !== null && !replica.hasRevisionCounter,
+    unmapMarkDiskChainRemoved: open !== null && replica.unmapMarkDiskChainRemoved,
+    snapshotCountUsage: open?.usage.snapshotCount ?? 0,
+    snapshotSizeUsage: open?.usage.snapshotBytes ?? 0,
+    snapshotCountTotal: open?.usage.diskCount ?? 0,
+    capabilities: [...ALL_CAPABILITIES],
+    hostBootId: local.hostBootId,
+    localDataPath: local.localDataPath,
+  };
+}
+
+/** Sizes travel as decimal text; the refusals are Go's. @throws INVALID_ARGUMENT. */
+function parseSizeText(text: string): number {
+  const refusal = (why: string): StorageError =>
+    invalidRequest(`strconv.ParseInt: parsing ${JSON.stringify(text)}: ${why}`);
+  if (!/^[+-]?\d+$/.test(text)) throw refusal('invalid syntax');
+  const size = Number(text);
+  if (!Number.isSafeInteger(size)) throw refusal('value out of range');
+  return size;
+}
+
+function checkSnapshotRequest(name: string, created: string): void {
+  if (name === '') throw invalidRequest('cannot accept empty snapshot name');
+  if (created === '') throw invalidRequest('need to specific created time');
+}
+
+/** Handlers of ReplicaService; register them with statusUnknown, as Longhorn's clients expect. */
+export function replicaHandlers(
+  replica: Replica,
+  local: LocalEndpoint,
+): ServiceHandlers<typeof ReplicaServiceDefinition> {
+  /** Waits for a change, then tells what became of the replica. */
+  const after = async (change?: Promise<void>): Promise<{ replica: ReplicaMessage }> => {
+    await change;
+    return { replica: replicaMessage(replica, await replica.status(), local) };
+  };
+  return {
+    replicaGet: () => after(),
+    replicaCreate: async ({ size }) => after(replica.create(parseSizeText(size))),
+    replicaOpen: ({ isUpgrade, expectedBackendSize, engineGeneration }) =>
+      after(
+        replica.open({ isUpgrade, expectedBytes: expectedBackendSize, engineGeneration }),
+      ),
+    replicaClose: () => after(replica.close()),
+    replicaReload: () => after(replica.reload()),
+    replicaDelete: async () => {
+      await replica.delete();
+      return {};
+    },
+    replicaSnapshot: async ({ name, userCreated, created, labels }) => {
+      checkSnapshotRequest(name, created);
+      return after(replica.snapshot({ name, userCreated, created, labels }));
+    },
+    replicaRevert: async ({ name, created }) => {
+      checkSnapshotRequest(name, created);
+      return after(replica.revert(name, created));
+    },
+    replicaExpand: async ({ size }) => {
+      await replica.expand(size).catch((error: unknown) => {
+        throw expandError(error);
+      });
+      return after();
+    },
+    diskMarkAsRemoved: ({ name }) => after(replica.markRemoved(name)),
+    diskPrepareRemove: async ({ name }) => ({ operations: await replica.prepareRemove(name) }),
+    diskRemove: ({ name, force }) => after(replica.removeDisk(name, force)),
+    diskReplace: ({ target, source }) => after(replica.replaceDisk(target, source)),
+    rebuildingSet: ({ rebuilding }) => after(replica.setRebuilding(rebuilding)),
+    revisionCounterSet: ({ counter }) => after(replica.setRevisionCounter(counter)),
+    unmapMarkDiskChainRemovedSet: ({ enabled }) =>
+      after(replica.setUnmapMarkDiskChainRemoved(enabled)),
+    snapshotMaxCountSet: ({ count }) => after(replica.setSnapshotMaxCount(count)),
+    snapshotMaxSizeSet: ({ size }) => after(replica.setSnapshotMaxBytes(size)),
+  };
+}

@@ -1,0 +1,464 @@
+// One copy of a volume: the directory of an image chain and whether the chain is open. Data requests
+// and control operations go through here; what is in flight when the chain closes is finished
+// first, what comes later is refused. It writes nothing to a directory that was never created.
+// States and error texts are Longhorn's (facts: on-disk §3 "Server-level", §7).
+
+import type { BlockDevice, BlockRequest } from '../core/block-device.js';
+import type { Clock } from '../core/clock.js';
+import { StorageError, toStorageError } from '../core/errors.js';
+import type { Logger } from '../core/log.js';
+import { Mutex } from '../core/mutex.js';
+import { isSectorAligned, MIB, SECTOR_BYTES } from '../core/units.js';
+import type { Disk } from '../disk/disk.js';
+import {
+  type ChainInfo,
+  type ChainUsage,
+  type DiskInfo,
+  type HeadUsage,
+  ImageChain,
+  type RemoveAction,
+  type SnapshotOptions,
+  type WorkOptions,
+} from '../image/chain.js';
+import { META_SECTOR_BYTES, type VolumeMeta } from '../image/metadata.js';
+import { MetadataStore } from '../image/metadata-store.js';
+
+export type ReplicaState = 'initial' | 'closed' | 'open' | 'dirty' | 'rebuilding' | 'error';
+
+/** Space that the header of an encrypted volume takes from its size. */
+const LUKS_HEADER_BYTES = 16 * MIB;
+
+export interface ReplicaOptions {
+  readonly disk: Disk;
+  /** Absolute path; its parent must exist. */
+  readonly directory: string;
+  readonly clock: Clock;
+  readonly log: Logger;
+  readonly revisionCounter: boolean;
+  readonly encrypted: boolean;
+  readonly unmapMarkDiskChainRemoved: boolean;
+  readonly snapshotMaxCount: number;
+  /** 0: no limit. */
+  readonly snapshotMaxBytes: number;
+  readonly backingFilePath?: string;
+}
+
+export interface OpenRequest {
+  readonly isUpgrade: boolean;
+  /** Size the engine wants; 0 when it does not say. */
+  readonly expectedBytes: number;
+  /** Number of the engine's start; 0 when it does not say. */
+  readonly engineGeneration: number;
+}
+
+/** What there is to say about an open chain. */
+export interface OpenStatus {
+  readonly disks: readonly DiskInfo[];
+  /** Disk names from head to root, removed ones left out. */
+  readonly liveChain: readonly string[];
+  readonly usage: ChainUsage;
+  readonly head: HeadUsage;
+  readonly revisionCounter: number;
+}
+
+export interface ReplicaStatus {
+  readonly state: ReplicaState;
+  readonly info: Omit<VolumeMeta, 'encrypted'>;
+  /** Null unless open. */
+  readonly open: OpenStatus | null;
+}
+
+const NO_INFO: ReplicaStatus['info'] = {
+  sizeBytes: 0,
+  head: '',
+  parent: '',
+  dirty: false,
+  rebuilding: false,
+  sectorBytes: 0,
+  backingFilePath: '',
+};
+
+export class Replica implements BlockDevice {
+  readonly directory: string;
+  readonly hasRevisionCounter: boolean;
+  private readonly options: ReplicaOptions;
+  private readonly store: MetadataStore;
+  /** Control operations run one at a time, in the order of the calls. */
+  private readonly operations = new Mutex();
+  private chain: ImageChain | null = null;
+  /** Ends long work on the open chain when it closes. */
+  private work = new AbortController();
+  /** State while no chain is open, as last seen; pings must be answered without reading the disk. */
+  private closedState: ReplicaState = 'initial';
+  /** Why the open chain cannot be trusted any more: one of its files could not be looked at. */
+  private fault: StorageError | null = null;
+  private newestEngineGeneration = 0;
+  private settings: {
+    unmapMarkDiskChainRemoved: boolean;
+    snapshotMaxCount: number;
+    snapshotMaxBytes: number;
+  };
+
+  private constructor(options: ReplicaOptions) {
+    this.options = options;
+    this.directory = options.directory;
+    this.hasRevisionCounter = options.revisionCounter;
+    this.store = new MetadataStore(options.disk, options.directory);
+    const { unmapMarkDiskChainRemoved, snapshotMaxCount, snapshotMaxBytes } = options;
+    this.settings = { unmapMarkDiskChainRemoved, snapshotMaxCount, snapshotMaxBytes };
+  }
+
+  /** Looks at the directory and leaves it closed. */
+  static async at(options: ReplicaOptions): Promise<Replica> {
+    const replica = new Replica(options);
+    await replica.lookAtDirectory();
+    return replica;
+  }
+
+  /** 0 while closed. */
+  get sizeBytes(): number {
+    return this.chain?.sizeBytes ?? 0;
+  }
+
+  get isOpen(): boolean {
+    return this.chain !== null;
+  }
+
+  get snapshotMaxCount(): number {
+    return this.settings.snapshotMaxCount;
+  }
+
+  get unmapMarkDiskChainRemoved(): boolean {
+    return this.settings.unmapMarkDiskChainRemoved;
+  }
+
+  submit(request: BlockRequest): void {
+    if (this.chain === null) request.done(notOpen());
+    else this.chain.submit(request);
+  }
+
+  /** Null when open and healthy, else why data must not be trusted to this replica. */
+  ping(): StorageError | null {
+    if (this.chain === null) {
+      return new StorageError('NOT_OPEN', `ping failure: replica state ${this.closedState}`);
+    }
+    if (this.fault === null) return null;
+    return new StorageError(this.fault.code, `ping failure due to ${this.fault.message}`);
+  }
+
+  status(): Promise<ReplicaStatus> {
+    return this.operations.run(async () => {
+      const { chain } = this;
+      if (chain === null) {
+        const info = await this.lookAtDirectory();
+        return { state: this.closedState, info: info ?? NO_INFO, open: null };
+      }
+      const open = await this.openStatus(chain);
+      const info = chain.info();
+      return { state: this.openState(info), info, open };
+    });
+  }
+
+  /** Makes an empty volume in a directory that has none; otherwise does nothing. */
+  create(sizeBytes: number): Promise<void> {
+    return this.operations.run(async () => {
+      if (this.chain !== null) return;
+      await this.lookAtDirectory();
+      if (this.closedState !== 'initial') return;
+      checkCreateSize(sizeBytes);
+      const { disk, directory, clock, log, encrypted, backingFilePath } = this.options;
+      await ImageChain.create(disk, directory, {
+        sizeBytes,
+        clock,
+        log,
+        encrypted,
+        ...(backingFilePath === undefined ? {} : { backingFilePath }),
+      });
+      await this.lookAtDirectory();
+      log.info('replica.created', { sizeBytes });
+    });
+  }
+
+  /** @throws INVALID_STATE already open, or by an engine older than one seen; NOT_FOUND not created. */
+  open(request: OpenRequest): Promise<void> {
+    return this.operations.run(async () => {
+      if (this.chain !== null) throw new StorageError('INVALID_STATE', 'replica is already open');
+      this.checkGeneration(request.engineGeneration);
+      const info = await this.lookAtDirectory();
+      // Opening what was never created must leave the directory as it is.
+      if (this.closedState === 'initial') throw new StorageError('NOT_FOUND', 'file does not exist');
+      const { disk, directory, clock, log, revisionCounter, backingFilePath } = this.options;
+      const chain = await ImageChain.open(disk, directory, {
+        clock,
+        log,
+        revisionCounter,
+        ...this.settings,
+        ...(backingFilePath === undefined ? {} : { backingFilePath }),
+      });
+      await this.makeRoomForHeader(chain, request);
+      this.fault = null;
+      this.work = new AbortController();
+      this.chain = chain;
+      this.newestEngineGeneration = Math.max(this.newestEngineGeneration, request.engineGeneration);
+      log.info('replica.opened', {
+        sizeBytes: chain.sizeBytes,
+        wasDirty: info?.dirty ?? false,
+        engineGeneration: request.engineGeneration,
+      });
+    });
+  }
+
+  /** Finishes what is in flight and makes it durable. A closed replica stays closed. */
+  close(): Promise<void> {
+    return this.operations.run(() => this.leave((chain) => chain.close(), 'replica.closed'));
+  }
+
+  /** Removes the data of an open replica; the directory stays. */
+  delete(): Promise<void> {
+    return this.operations.run(() => this.leave((chain) => chain.delete(), 'replica.deleted'));
+  }
+
+  /** Reads the directory again after a rebuild or restore changed its files. */
+  reload(): Promise<void> {
+    return this.whenOpen((chain) => chain.reload());
+  }
+
+  snapshot(options: SnapshotOptions): Promise<void> {
+    return this.whenOpen((chain) => chain.snapshot(options));
+  }
+
+  /** @param diskName of the snapshot, not its own name. @throws NOT_FOUND, INVALID_STATE. */
+  revert(diskName: string, created: string): Promise<void> {
+    return this.whenOpen(async (chain) => {
+      const target = await this.diskOf(chain, diskName);
+      if (target === undefined) {
+        const path = `${this.directory}/${diskName}`;
+        throw new StorageError('NOT_FOUND', `stat ${path}: no such file or directory`);
+      }
+      if (target.removed) {
+        const text = `cannot revert to disk file ${diskName} since it's already marked as removed`;
+        throw new StorageError('INVALID_STATE', text);
+      }
+      await chain.revert(diskName, created);
+    });
+  }
+
+  /** The same size is a no-op. @throws NOT_ALIGNED, INVALID_ARGUMENT. */
+  expand(sizeBytes: number): Promise<void> {
+    return this.whenOpen(async (chain) => {
+      if (!isSectorAligned(sizeBytes)) {
+        const text = `failed to expend volume replica size ${sizeBytes}, because it is not multiple of volume sector size ${SECTOR_BYTES}`;
+        throw new StorageError('NOT_ALIGNED', text);
+      }
+      if (sizeBytes < chain.sizeBytes) {
+        const text = `cannot expand replica to a smaller size ${sizeBytes}`;
+        throw new StorageError('INVALID_ARGUMENT', text);
+      }
+      await chain.expand(sizeBytes);
+    });
+  }
+
+  /** Unknown names succeed. @throws INVALID_STATE for the head. */
+  markRemoved(name: string): Promise<void> {
+    return this.whenOpen(async (chain) => {
+      if (name === chain.info().head) throw headRefused('mark the active differencing disk as removed');
+      await chain.markRemoved(name);
+    });
+  }
+
+  /** Unknown names give no actions. @throws INVALID_STATE for the head and unmarked disks. */
+  async prepareRemove(name: string): Promise<RemoveAction[]> {
+    let actions: RemoveAction[] = [];
+    await this.whenOpen(async (chain) => {
+      if (name === chain.info().head) throw headRefused('delete the active differencing disk');
+      actions = chain.prepareRemove(name);
+    });
+    return actions;
+  }
+
+  /** @param diskName of a snapshot, not its own name. @throws NOT_FOUND, INVALID_STATE. */
+  removeDisk(diskName: string, force: boolean): Promise<void> {
+    return this.whenOpen(async (chain) => {
+      if (diskName === chain.info().head) throw headRefused('delete the active differencing disk');
+      if ((await this.diskOf(chain, diskName)) === undefined) {
+        throw new StorageError('NOT_FOUND', `cannot find disk ${diskName}`);
+      }
+      await chain.removeDisk(diskName, force);
+    });
+  }
+
+  /** @throws NOT_FOUND for an unknown source or target (Longhorn's replica loses the source then). */
+  replaceDisk(target: string, source: string): Promise<void> {
+    return this.whenOpen(async (chain) => {
+      if (target === chain.info().head) throw headRefused('replace the active differencing disk');
+      if ((await this.diskOf(chain, source)) === undefined) {
+        throw new StorageError('NOT_FOUND', `cannot find source of replacing: ${source}`);
+      }
+      if ((await this.diskOf(chain, target)) === undefined) {
+        throw new StorageError('NOT_FOUND', `cannot find target of replacing: ${target}`);
+      }
+      await chain.replaceDisk(target, source);
+    });
+  }
+
+  /** Long work next to I/O and other operations; ends with CANCELLED when the replica closes. */
+  coalesce(source: string, target: string, options: WorkOptions = {}): Promise<void> {
+    return this.longWork(options, (chain, work) => chain.coalesce(source, target, work));
+  }
+
+  /** Like coalesce(). */
+  prune(source: string, options: WorkOptions = {}): Promise<void> {
+    return this.longWork(options, (chain, work) => chain.prune(source, work));
+  }
+
+  /** @throws INVALID_STATE: true only from open and dirty, false only from rebuilding. */
+  setRebuilding(rebuilding: boolean): Promise<void> {
+    return this.operations.run(async () => {
+      const { chain } = this;
+      if (chain === null) await this.lookAtDirectory();
+      const state = chain === null ? this.closedState : this.openState(chain.info());
+      const isAllowed = rebuilding ? state === 'open' || state === 'dirty' : state === 'rebuilding';
+      if (chain === null || !isAllowed) {
+        const text = `cannot set rebuilding=${rebuilding} from state ${state}`;
+        throw new StorageError('INVALID_STATE', text);
+      }
+      await chain.setRebuilding(rebuilding);
+      this.options.log.info('replica.rebuilding.set', { rebuilding, from: state });
+    });
+  }
+
+  /** @throws INVALID_STATE when this replica keeps no counter. */
+  setRevisionCounter(counter: number): Promise<void> {
+    return this.whenOpen(async (chain) => {
+      if (!this.hasRevisionCounter) {
+        throw new StorageError('INVALID_STATE', "BUG: revision file wasn't initialized");
+      }
+      await chain.setRevisionCounter(counter);
+    });
+  }
+
+  setUnmapMarkDiskChainRemoved(enabled: boolean): Promise<void> {
+    this.settings.unmapMarkDiskChainRemoved = enabled;
+    return this.whenOpen(async (chain) => chain.setUnmapMarkDiskChainRemoved(enabled));
+  }
+
+  setSnapshotMaxCount(count: number): Promise<void> {
+    this.settings.snapshotMaxCount = count;
+    return this.whenOpen(async (chain) => chain.setSnapshotMaxCount(count));
+  }
+
+  setSnapshotMaxBytes(bytes: number): Promise<void> {
+    this.settings.snapshotMaxBytes = bytes;
+    return this.whenOpen(async (chain) => chain.setSnapshotMaxBytes(bytes));
+  }
+
+  /** Runs an operation on the open chain. Longhorn's replica ignores operations while closed. */
+  private whenOpen(operation: (chain: ImageChain) => Promise<void>): Promise<void> {
+    return this.operations.run(async () => {
+      if (this.chain !== null) await operation(this.chain);
+    });
+  }
+
+  private async longWork(
+    options: WorkOptions,
+    operation: (chain: ImageChain, work: WorkOptions) => Promise<void>,
+  ): Promise<void> {
+    if (this.chain === null) throw notOpen();
+    const closing = this.work.signal;
+    const signal =
+      options.signal === undefined ? closing : AbortSignal.any([closing, options.signal]);
+    await operation(this.chain, { ...options, signal });
+  }
+
+  /** New requests are refused from here on; the chain itself waits for those in flight. */
+  private async leave(end: (chain: ImageChain) => Promise<void>, event: string): Promise<void> {
+    const { chain } = this;
+    if (chain === null) return;
+    this.chain = null;
+    this.closedState = 'closed';
+    this.work.abort();
+    await end(chain);
+    await this.lookAtDirectory();
+    this.options.log.info(event);
+  }
+
+  /** The engine of an encrypted volume made before its header had room of its own asks for more. */
+  private async makeRoomForHeader(chain: ImageChain, request: OpenRequest): Promise<void> {
+    const isEncrypted = this.options.encrypted || chain.info().encrypted;
+    const isDue = request.expectedBytes === chain.sizeBytes + LUKS_HEADER_BYTES;
+    if (!isEncrypted || request.isUpgrade || !isDue) return;
+    try {
+      await chain.expand(request.expectedBytes);
+    } catch (error) {
+      await chain.close();
+      throw error;
+    }
+  }
+
+  private checkGeneration(engineGeneration: number): void {
+    if (engineGeneration === 0 || engineGeneration >= this.newestEngineGeneration) return;
+    throw new StorageError('INVALID_STATE', 'a newer engine has used this replica', {
+      engineGeneration,
+      newestEngineGeneration: this.newestEngineGeneration,
+    });
+  }
+
+  private openState(info: ChainInfo): ReplicaState {
+    if (this.fault !== null) return 'error';
+    if (info.rebuilding) return 'rebuilding';
+    return info.dirty ? 'dirty' : 'open';
+  }
+
+  /** A chain whose files cannot be looked at is faulty: the next ping tells the engine. */
+  private async openStatus(chain: ImageChain): Promise<OpenStatus> {
+    try {
+      const [disks, usage, head] = await Promise.all([
+        chain.disks(),
+        chain.usage(),
+        chain.headUsage(),
+      ]);
+      const { revisionCounter } = chain;
+      return { disks, liveChain: chain.liveChain(), usage, head, revisionCounter };
+    } catch (error) {
+      this.fault ??= toStorageError(error);
+      this.options.log.error('replica.faulty', { error: this.fault });
+      throw error;
+    }
+  }
+
+  private async diskOf(chain: ImageChain, diskName: string): Promise<DiskInfo | undefined> {
+    return (await chain.disks()).find((disk) => disk.name === diskName);
+  }
+
+  /** Sets closedState; returns volume.meta when it is there and readable. */
+  private async lookAtDirectory(): Promise<VolumeMeta | null> {
+    try {
+      const meta = await this.store.readVolume();
+      this.closedState = meta === null ? 'initial' : 'closed';
+      return meta;
+    } catch (error) {
+      this.closedState = 'error';
+      this.options.log.warn('replica.metadata.unreadable', { error });
+      return null;
+    }
+  }
+}
+
+function checkCreateSize(sizeBytes: number): void {
+  if (sizeBytes % META_SECTOR_BYTES !== 0) {
+    const text = `size ${sizeBytes} not a multiple of sector size ${META_SECTOR_BYTES}`;
+    throw new StorageError('NOT_ALIGNED', text);
+  }
+  if (sizeBytes <= 0 || !isSectorAligned(sizeBytes)) {
+    const text = `size ${sizeBytes} is not a positive multiple of ${SECTOR_BYTES}`;
+    throw new StorageError('INVALID_ARGUMENT', text);
+  }
+}
+
+function headRefused(what: string): StorageError {
+  return new StorageError('INVALID_STATE', `cannot ${what}`);
+}
+
+function notOpen(): StorageError {
+  return new StorageError('NOT_OPEN', 'replica no longer exist');
+}
