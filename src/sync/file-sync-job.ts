@@ -1,0 +1,186 @@
+// Brings a list of files from other replicas into this one's directory: every source works on
+// files in parallel, a file that fails is tried again, possibly elsewhere, and after three failures
+// the whole job fails. A file counts only after its receiver has closed it, hence durable.
+// Source: pkg/sync/rpc/server.go FilesSync (control-api §3).
+
+import { isAbsolute, join } from 'node:path';
+
+import type { SyncFileInfo } from '../api/generated/common.js';
+import { sleepMs } from '../core/clock.js';
+import type { Clock } from '../core/clock.js';
+import { StorageError, toStorageError } from '../core/errors.js';
+import type { Logger } from '../core/log.js';
+import type { Disk } from '../disk/disk.js';
+import { copyLocally } from './local-copy.js';
+import { errorText } from './operation-status.js';
+import { checkFileName } from './query.js';
+import type { ReceiverPool } from './receiver-pool.js';
+
+const ATTEMPTS_MAX = 3;
+const RETRY_FIRST_MS = 10_000;
+const RETRY_MAX_MS = 30_000;
+
+/** Asks the sync agent of one source replica to send a file to our receiver. */
+export interface FileSource {
+  /** The replica's address as the request named it. */
+  readonly address: string;
+  send(fromFileName: string, port: number, signal: AbortSignal): Promise<void>;
+}
+
+export interface FileSyncOptions {
+  readonly disk: Disk;
+  readonly clock: Clock;
+  readonly log: Logger;
+  readonly directory: string;
+  readonly receivers: ReceiverPool;
+  readonly files: readonly SyncFileInfo[];
+  readonly sources: readonly FileSource[];
+  /** Absolute path of a replica directory on this node that has the same files. */
+  readonly localSourceDirectory: string | null;
+  readonly signal: AbortSignal;
+  readonly onProgress: (doneBytes: number) => void;
+}
+
+interface FileTask {
+  readonly file: SyncFileInfo;
+  attempts: number;
+}
+
+export async function syncFiles(options: FileSyncOptions): Promise<void> {
+  for (const file of options.files) {
+    checkFileName(file.fromFileName);
+    checkFileName(file.toFileName);
+  }
+  await new FileSyncJob(options).run();
+}
+
+class FileSyncJob {
+  private readonly options: FileSyncOptions;
+  private readonly waiting: FileTask[];
+  private readonly abort = new AbortController();
+  private finishedBytes = 0;
+  private readonly inFlightBytes = new Map<FileTask, number>();
+
+  constructor(options: FileSyncOptions) {
+    this.options = options;
+    this.waiting = options.files.map((file) => ({ file, attempts: 0 }));
+  }
+
+  async run(): Promise<void> {
+    const { signal, sources, files } = this.options;
+    const onAbort = (): void => this.abort.abort(signal.reason);
+    if (signal.aborted) onAbort();
+    signal.addEventListener('abort', onAbort, { once: true });
+    try {
+      await this.copyFromNeighbour();
+      const workers = sources.slice(0, files.length).map((source) => this.work(source));
+      const outcomes = await Promise.allSettled(workers);
+      for (const outcome of outcomes) if (outcome.status === 'rejected') throw outcome.reason;
+    } finally {
+      signal.removeEventListener('abort', onAbort);
+    }
+  }
+
+  /** What cannot be copied on the node stays in the list for the network. */
+  private async copyFromNeighbour(): Promise<void> {
+    const { localSourceDirectory, directory, disk, log } = this.options;
+    if (localSourceDirectory === null) return;
+    for (const task of [...this.waiting]) {
+      try {
+        await copyLocally({
+          disk,
+          sourcePath: join(localSourceDirectory, task.file.fromFileName),
+          targetPath: join(directory, task.file.toFileName),
+          signal: this.abort.signal,
+          onProgress: (bytes) => this.progressed(task, bytes),
+        });
+      } catch (error) {
+        this.abort.signal.throwIfAborted();
+        this.inFlightBytes.delete(task);
+        log.warn('files.sync.local.failed', { file: task.file.fromFileName, error });
+        return;
+      }
+      this.finished(task);
+      this.waiting.splice(this.waiting.indexOf(task), 1);
+    }
+  }
+
+  private async work(source: FileSource): Promise<void> {
+    for (;;) {
+      if (this.abort.signal.aborted) throw toStorageError(this.abort.signal.reason, 'CANCELLED');
+      const task = this.waiting.shift();
+      if (task === undefined) return;
+      try {
+        await this.transfer(source, task);
+        this.finished(task);
+      } catch (error) {
+        await this.failed(source, task, error);
+      }
+    }
+  }
+
+  private async transfer(source: FileSource, task: FileTask): Promise<void> {
+    const { receivers } = this.options;
+    const { fromFileName, toFileName } = task.file;
+    const receiver = await receivers.launch(toFileName, (bytes) => this.progressed(task, bytes));
+    try {
+      await source.send(fromFileName, receiver.port, this.abort.signal);
+    } catch (error) {
+      await receiver.cancel();
+      throw error;
+    }
+    const outcome = await receiver.done;
+    if (outcome !== 'closed') {
+      throw new StorageError('PEER_ERROR', `the receiver of ${toFileName} ended as ${outcome}`);
+    }
+  }
+
+  private async failed(source: FileSource, task: FileTask, error: unknown): Promise<void> {
+    const { log, clock } = this.options;
+    const { signal } = this.abort;
+    this.inFlightBytes.delete(task);
+    task.attempts++;
+    const { fromFileName } = task.file;
+    const fields = { file: fromFileName, source: source.address, attempt: task.attempts, error };
+    log.warn('files.sync.attempt.failed', fields);
+    if (signal.aborted) throw toStorageError(signal.reason, 'CANCELLED');
+    if (task.attempts >= ATTEMPTS_MAX) {
+      const message = `failed to sync file ${fromFileName} from ${source.address}: ${errorText(error)}`;
+      const failure = new StorageError(toStorageError(error).code, message, {}, error);
+      this.abort.abort(failure); // the other sources stop too
+      throw failure;
+    }
+    await sleepMs(clock, Math.min(RETRY_FIRST_MS * 2 ** (task.attempts - 1), RETRY_MAX_MS), signal);
+    this.waiting.push(task);
+  }
+
+  private progressed(task: FileTask, bytes: number): void {
+    // A piece that was compared and then sent counts once.
+    const soFar = this.inFlightBytes.get(task) ?? 0;
+    this.inFlightBytes.set(task, Math.min(soFar + bytes, task.file.actualSize));
+    this.report();
+  }
+
+  private finished(task: FileTask): void {
+    this.inFlightBytes.delete(task);
+    this.finishedBytes += task.file.actualSize;
+    this.report();
+  }
+
+  private report(): void {
+    let doneBytes = this.finishedBytes;
+    for (const bytes of this.inFlightBytes.values()) doneBytes += bytes;
+    this.options.onProgress(doneBytes);
+  }
+}
+
+/**
+ * Directory of a neighbour replica below the root of the host's file system.
+ * @throws INVALID_ARGUMENT unless the path is absolute and free of `..`.
+ */
+export function neighbourDirectory(hostRoot: string, sourcePath: string): string {
+  if (!isAbsolute(sourcePath) || sourcePath.split('/').includes('..')) {
+    throw new StorageError('INVALID_ARGUMENT', `'${sourcePath}' is no absolute directory path`);
+  }
+  return join(hostRoot, sourcePath);
+}

@@ -1,0 +1,144 @@
+// Purges one replica: marks the snapshots nobody asked for as removed, then gets rid of every
+// removed one, from the leaves to the root. The replica process decides what each removal takes
+// and changes the chain; this job only moves data between the steps. A step is told to the replica
+// after its data is durable, so a crash leaves a chain that opens and a purge that can run again.
+// Source: pkg/sync/rpc/server.go snapshotPurge (on-disk §8.3).
+
+import { join } from 'node:path';
+
+import type { PrepareRemoveAction, Replica, ReplicaServiceDefinition } from '../api/generated/replica.js';
+import { StorageError } from '../core/errors.js';
+import type { Logger } from '../core/log.js';
+import type { Disk } from '../disk/disk.js';
+import { isHeadName, isSnapshotDiskName } from '../image/names.js';
+import type { RpcClient } from '../rpc/client.js';
+import { coalesceLayers, pruneLayer } from './layer-work.js';
+import { percent } from './operation-status.js';
+import { checkFileName } from './query.js';
+
+export type ReplicaClient = RpcClient<typeof ReplicaServiceDefinition>;
+
+export interface PurgeOptions {
+  readonly disk: Disk;
+  readonly log: Logger;
+  readonly directory: string;
+  readonly replica: ReplicaClient;
+  readonly signal: AbortSignal;
+  readonly onProgress: (percentDone: number) => void;
+}
+
+export async function purgeSnapshots(options: PurgeOptions): Promise<void> {
+  await markUnwantedSnapshots(options);
+  const handled = new Set<string>();
+  for (;;) {
+    const replica = await getReplica(options);
+    const name = nextRemovedDisk(replica, handled);
+    if (name === null) return;
+    handled.add(name);
+    const left = countRemoved(replica, handled);
+    const before = handled.size - 1;
+    await removeDisk(options, name, (share) => {
+      options.onProgress(percent(before + share, before + 1 + left));
+    });
+  }
+}
+
+async function getReplica(options: PurgeOptions): Promise<Replica> {
+  const { replica } = await options.replica.replicaGet({}, { signal: options.signal });
+  if (replica === undefined) throw new StorageError('PEER_ERROR', 'the replica sent no state');
+  return replica;
+}
+
+/** Snapshots of rebuilds and expansions have no owner who would ever remove them. */
+async function markUnwantedSnapshots(options: PurgeOptions): Promise<void> {
+  const { disks, head } = await getReplica(options);
+  for (const [name, disk] of Object.entries(disks)) {
+    if (name === head || !isSnapshotDiskName(name) || disk.removed || disk.userCreated) continue;
+    await options.replica.diskMarkAsRemoved({ name }, { signal: options.signal });
+  }
+}
+
+function isRemovedSnapshot(replica: Replica, name: string): boolean {
+  return replica.disks[name]?.removed === true && isSnapshotDiskName(name);
+}
+
+function countRemoved(replica: Replica, handled: ReadonlySet<string>): number {
+  const names = Object.keys(replica.disks);
+  return names.filter((name) => isRemovedSnapshot(replica, name) && !handled.has(name)).length;
+}
+
+/** The removed snapshot farthest from the root; the one right behind the head comes last. */
+function nextRemovedDisk(replica: Replica, handled: ReadonlySet<string>): string | null {
+  let best: string | null = null;
+  let bestRank = Number.NEGATIVE_INFINITY;
+  for (const name of Object.keys(replica.disks)) {
+    if (!isRemovedSnapshot(replica, name) || handled.has(name)) continue;
+    const rank = name === replica.parent ? -1 : depthOf(replica, name);
+    if (rank > bestRank) {
+      best = name;
+      bestRank = rank;
+    }
+  }
+  return best;
+}
+
+function depthOf(replica: Replica, name: string): number {
+  const seen = new Set<string>();
+  let parent = replica.disks[name]?.parent ?? '';
+  while (parent !== '' && !seen.has(parent)) {
+    seen.add(parent);
+    parent = replica.disks[parent]?.parent ?? '';
+  }
+  return seen.size;
+}
+
+async function removeDisk(
+  options: PurgeOptions,
+  name: string,
+  onShare: (share: number) => void,
+): Promise<void> {
+  const { operations } = await options.replica.diskPrepareRemove(
+    { name },
+    { signal: options.signal },
+  );
+  for (const operation of operations) {
+    options.log.info('purge.step', { ...operation });
+    await runStep(options, operation, onShare);
+  }
+}
+
+async function runStep(
+  options: PurgeOptions,
+  step: PrepareRemoveAction,
+  onShare: (share: number) => void,
+): Promise<void> {
+  const { disk, directory, replica, signal } = options;
+  const layers = (): Parameters<typeof coalesceLayers>[0] => {
+    checkFileName(step.source);
+    checkFileName(step.target);
+    return {
+      disk,
+      lowerPath: join(directory, step.source),
+      upperPath: join(directory, step.target),
+      signal,
+      onProgress: (doneBytes, totalBytes) => onShare(doneBytes / Math.max(totalBytes, 1)),
+    };
+  };
+  switch (step.action) {
+    case 'coalesce':
+      if (isHeadName(step.target)) {
+        throw new StorageError('INVALID_STATE', 'the head changes while it would be folded');
+      }
+      return await coalesceLayers(layers());
+    case 'prune':
+      return await pruneLayer(layers());
+    case 'replace':
+      await replica.diskReplace({ target: step.target, source: step.source }, { signal });
+      return;
+    case 'remove':
+      await replica.diskRemove({ name: step.source, force: false }, { signal });
+      return;
+    default:
+      throw new StorageError('UNSUPPORTED', `unknown purge step '${step.action}'`);
+  }
+}

@@ -1,0 +1,295 @@
+// The sync agent of one replica: sends and receives its files, rebuilds it from others, purges and
+// hashes its snapshots. It shares the directory with the replica process and never changes the
+// image chain itself: it moves data and asks the replica. Work that would change files under a
+// running transfer is refused. Source: pkg/sync/rpc/server.go (control-api §3).
+
+import { join } from 'node:path';
+
+import { SyncAgentServiceDefinition } from '../api/generated/syncagent.js';
+import type { FilesSyncRequest } from '../api/generated/syncagent.js';
+import type { Clock } from '../core/clock.js';
+import { StorageError } from '../core/errors.js';
+import type { Logger } from '../core/log.js';
+import type { Disk } from '../disk/disk.js';
+import { LONG_CALL_DEADLINE_MS, createChannel, createClient } from '../rpc/client.js';
+import { storageErrorOfRpc } from '../rpc/error-map.js';
+import type { Identity } from '../rpc/identity.js';
+import { REQUEST_TIMEOUT_MS } from './constants.js';
+import { neighbourDirectory, syncFiles } from './file-sync-job.js';
+import type { FileSource } from './file-sync-job.js';
+import { HashJobs } from './hash-jobs.js';
+import type { NodeLock } from './node-lock.js';
+import { NEVER_RAN, errorText, percent } from './operation-status.js';
+import type { OperationStatus } from './operation-status.js';
+import { purgeSnapshots } from './purge-job.js';
+import type { ReplicaClient } from './purge-job.js';
+import { checkFileName } from './query.js';
+import { ReceiverPool } from './receiver-pool.js';
+import type { PortRange } from './receiver-pool.js';
+import { sendFile } from './sender.js';
+
+/** A replica's sync agent listens two ports above its control port. */
+const SYNC_AGENT_PORT_OFFSET = 2;
+
+export interface SyncAgentOptions {
+  readonly disk: Disk;
+  readonly clock: Clock;
+  readonly log: Logger;
+  /** Absolute path of the replica's directory. */
+  readonly directory: string;
+  /** Ports of receivers. */
+  readonly ports: PortRange;
+  /** Address that receivers listen on; all by default. */
+  readonly receiverHost?: string;
+  /** Control service of this agent's own replica. */
+  readonly replica: ReplicaClient;
+  readonly hashLock: NodeLock;
+  /** What the host's root directory is called here, for local copies; `/host` in Longhorn. */
+  readonly hostRoot?: string;
+  /** Whom calls to other sync agents mean to reach; the volume's name. */
+  readonly peerIdentity?: Identity;
+  /** Bytes per second of all files this agent sends together; no limit by default. */
+  readonly sendBytesPerSecondMax?: number;
+}
+
+export interface RebuildStatus extends OperationStatus {
+  readonly sourceAddresses: readonly string[];
+}
+
+export interface FileSendRequest {
+  readonly fromFileName: string;
+  readonly host: string;
+  readonly port: number;
+  readonly isFastSync: boolean;
+  /** 0 means the default. */
+  readonly timeoutSeconds: number;
+  readonly signal: AbortSignal;
+}
+
+export class SyncAgent {
+  readonly hashes: HashJobs;
+  private readonly options: SyncAgentOptions;
+  private readonly receivers: ReceiverPool;
+  private readonly abort = new AbortController();
+  private sendingCount = 0;
+  private purge: OperationStatus = NEVER_RAN;
+  private purging: Promise<void> | null = null;
+  private rebuild: RebuildStatus = { ...NEVER_RAN, sourceAddresses: [] };
+
+  constructor(options: SyncAgentOptions) {
+    this.options = options;
+    const { disk, clock, log, directory, ports, receiverHost, hashLock } = options;
+    const host = receiverHost === undefined ? {} : { host: receiverHost };
+    this.receivers = new ReceiverPool({ disk, clock, log, directory, ports, ...host });
+    this.hashes = new HashJobs({ disk, clock, log, directory, lock: hashLock });
+  }
+
+  /** Stops everything and waits until no file is touched any more. */
+  async close(): Promise<void> {
+    this.abort.abort(new StorageError('CANCELLED', 'the sync agent is stopping'));
+    await Promise.all([this.receivers.close(), this.hashes.close(), this.purging]);
+  }
+
+  async removeFile(name: string): Promise<void> {
+    checkFileName(name);
+    await withFileText(`remove ${name}`, this.options.disk.unlink(this.pathOf(name)));
+  }
+
+  async renameFile(oldName: string, newName: string): Promise<void> {
+    checkFileName(oldName);
+    checkFileName(newName);
+    const renamed = this.options.disk.rename(this.pathOf(oldName), this.pathOf(newName));
+    await withFileText(`rename ${oldName} ${newName}`, renamed);
+    await this.options.disk.syncDirectory(this.options.directory);
+  }
+
+  /** The receiver's port. @throws LIMIT_EXCEEDED "out of ports". */
+  async launchReceiver(fileName: string): Promise<number> {
+    return (await this.receivers.launch(fileName)).port;
+  }
+
+  async sendFile(request: FileSendRequest): Promise<void> {
+    const { disk, clock, log, sendBytesPerSecondMax } = this.options;
+    const { fromFileName, host, port, isFastSync, timeoutSeconds } = request;
+    checkFileName(fromFileName);
+    const sourcePath = this.pathOf(fromFileName);
+    await withFileText(`stat ${fromFileName}`, disk.stat(sourcePath));
+    if (this.purging !== null) throw new StorageError('BUSY', 'replica is purging snapshots');
+    this.sendingCount++;
+    try {
+      const result = await sendFile({
+        disk,
+        clock,
+        log,
+        sourcePath,
+        host,
+        port,
+        isFastSync,
+        timeoutMs: timeoutSeconds > 0 ? timeoutSeconds * 1000 : REQUEST_TIMEOUT_MS,
+        signal: AbortSignal.any([request.signal, this.abort.signal]),
+        ...(sendBytesPerSecondMax === undefined ? {} : { bytesPerSecondMax: sendBytesPerSecondMax }),
+      });
+      log.info('file.sent', { file: fromFileName, host, port, ...result });
+    } finally {
+      this.sendingCount--;
+    }
+  }
+
+  get rebuildStatus(): RebuildStatus {
+    return this.rebuild;
+  }
+
+  /** Runs until all files are here. @throws BUSY, and whatever ended the transfer. */
+  async syncFiles(request: FilesSyncRequest, callSignal: AbortSignal): Promise<void> {
+    const addresses = sourceAddresses(request);
+    const hasWork = request.syncFileInfoList.length > 0 && addresses.length > 0;
+    if (!hasWork) throw new StorageError('INVALID_ARGUMENT', 'no files or remote replicas for sync');
+    if (this.purging !== null) throw new StorageError('BUSY', 'replica is purging snapshots');
+    if (this.rebuild.state === 'in_progress') {
+      throw new StorageError('BUSY', 'replica is already rebuilding');
+    }
+    this.rebuild = { ...NEVER_RAN, state: 'in_progress', sourceAddresses: addresses };
+    const signal = AbortSignal.any([callSignal, this.abort.signal]);
+    try {
+      await this.runFileSync(request, addresses, signal);
+      this.rebuild = { ...this.rebuild, state: 'complete', progress: 100 };
+    } catch (error) {
+      this.rebuild = { ...this.rebuild, state: 'error', error: errorText(error) };
+      throw error;
+    }
+  }
+
+  private async runFileSync(
+    request: FilesSyncRequest,
+    addresses: readonly string[],
+    signal: AbortSignal,
+  ): Promise<void> {
+    const { disk, clock, log, directory, hostRoot } = this.options;
+    const files = request.syncFileInfoList;
+    const totalBytes = files.reduce((sum, file) => sum + file.actualSize, 0);
+    const peers = addresses.map((address) => this.openPeer(address, request));
+    const { localSync } = request;
+    const localSourceDirectory =
+      localSync === undefined || localSync.sourcePath === ''
+        ? null
+        : neighbourDirectory(hostRoot ?? '/host', localSync.sourcePath);
+    try {
+      await syncFiles({
+        disk,
+        clock,
+        log,
+        directory,
+        receivers: this.receivers,
+        files,
+        sources: peers,
+        localSourceDirectory,
+        signal,
+        onProgress: (doneBytes) => {
+          const progress = percent(1 + doneBytes, 1 + totalBytes);
+          this.rebuild = { ...this.rebuild, progress };
+        },
+      });
+    } finally {
+      for (const peer of peers) peer.close();
+    }
+  }
+
+  /** The sync agent next to the replica at an address. */
+  private openPeer(address: string, request: FilesSyncRequest): FileSource & { close(): void } {
+    const { clock, peerIdentity } = this.options;
+    const identity = peerIdentity === undefined ? {} : { identity: peerIdentity };
+    const channel = createChannel(syncAgentAddress(address), { clock, ...identity });
+    const client = createClient(SyncAgentServiceDefinition, channel);
+    const { grpcTimeoutSeconds, toHost, fastSync, fileSyncHttpClientTimeout } = request;
+    const deadlineMs = grpcTimeoutSeconds > 0 ? grpcTimeoutSeconds * 1000 : LONG_CALL_DEADLINE_MS;
+    return {
+      address,
+      async send(fromFileName, port, signal): Promise<void> {
+        const message = { fromFileName, host: toHost, port, fastSync, fileSyncHttpClientTimeout };
+        try {
+          await client.fileSend(message, { deadlineMs, signal });
+        } catch (error) {
+          throw storageErrorOfRpc(error);
+        }
+      },
+      close: () => channel.close(),
+    };
+  }
+
+  get purgeStatus(): OperationStatus {
+    return this.purge;
+  }
+
+  /** Starts the purge and returns. @throws BUSY. */
+  startPurge(): void {
+    if (this.purging !== null) {
+      throw new StorageError('BUSY', 'replica is already purging snapshots');
+    }
+    if (this.rebuild.state === 'in_progress') throw new StorageError('BUSY', 'replica is rebuilding');
+    // A sender reads layers that a purge rewrites.
+    if (this.sendingCount > 0) throw new StorageError('BUSY', 'replica is sending files');
+    this.purge = { ...NEVER_RAN, state: 'in_progress' };
+    this.purging = this.runPurge().finally(() => {
+      this.purging = null;
+    });
+  }
+
+  private async runPurge(): Promise<void> {
+    const { disk, log, directory, replica } = this.options;
+    try {
+      await purgeSnapshots({
+        disk,
+        log,
+        directory,
+        replica,
+        signal: this.abort.signal,
+        onProgress: (progress) => {
+          this.purge = { ...this.purge, progress };
+        },
+      });
+      this.purge = { ...this.purge, state: 'complete', progress: 100 };
+    } catch (error) {
+      this.purge = { ...this.purge, state: 'error', error: errorText(error) };
+      log.warn('purge.failed', { error });
+    }
+  }
+
+  /** Forgets the outcome of everything that has ended. */
+  reset(): void {
+    if (this.purging === null) this.purge = NEVER_RAN;
+    if (this.rebuild.state !== 'in_progress') this.rebuild = { ...NEVER_RAN, sourceAddresses: [] };
+    this.hashes.reset();
+  }
+
+  private pathOf(fileName: string): string {
+    return join(this.options.directory, fileName);
+  }
+}
+
+/** Go's text for a file that is not there; its clients show it. */
+async function withFileText(what: string, operation: Promise<unknown>): Promise<void> {
+  try {
+    await operation;
+  } catch (error) {
+    if (!(error instanceof StorageError) || error.code !== 'NOT_FOUND') throw error;
+    throw new StorageError('NOT_FOUND', `${what}: no such file or directory`, {}, error);
+  }
+}
+
+function sourceAddresses(request: FilesSyncRequest): string[] {
+  const addresses = Object.keys(request.fromAddressMap);
+  if (addresses.length > 0) return addresses;
+  return request.fromAddress === '' ? [] : [request.fromAddress];
+}
+
+/** @param replicaAddress `tcp://HOST:PORT` or `HOST:PORT` of a replica. @throws INVALID_ARGUMENT. */
+export function syncAgentAddress(replicaAddress: string): { host: string; port: number } {
+  const match = /^(?:tcp:\/\/)?(?:\[([^\]]+)\]|([^:/]+)):(\d{1,5})$/.exec(replicaAddress);
+  const host = match?.[1] ?? match?.[2];
+  const port = Number(match?.[3]) + SYNC_AGENT_PORT_OFFSET;
+  if (host === undefined || !(port <= 65_535)) {
+    const message = `invalid address ${replicaAddress} : couldn't find host and port`;
+    throw new StorageError('INVALID_ARGUMENT', message);
+  }
+  return { host, port };
+}
