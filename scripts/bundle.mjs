@@ -36,8 +36,12 @@ export async function bundle(root) {
     metafile: true,
     logLevel: 'silent',
     // CommonJS packages in the bundle call require() for Node's own modules.
-    banner: { js: "import{createRequire as $cr}from'node:module';const require=$cr(import.meta.url);" },
+    banner: {
+      js: "import{createRequire as $cr}from'node:module';const require=$cr(import.meta.url);",
+    },
   });
-  const written = new Set(Object.keys(result.metafile.outputs).map((path) => path.split('/').at(-1)));
+  const written = new Set(
+    Object.keys(result.metafile.outputs).map((path) => path.split('/').at(-1)),
+  );
   removeOtherFiles(directory, written);
 }

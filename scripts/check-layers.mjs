@@ -29,8 +29,10 @@ function allowed(patterns, target) {
 }
 
 function moduleAllowed(patterns, specifier) {
-  return patterns.some((p) => (p === 'node:*' ? specifier.startsWith('node:') : false)) ||
-    allowed(patterns, specifier);
+  return (
+    patterns.some((p) => (p === 'node:*' ? specifier.startsWith('node:') : false)) ||
+    allowed(patterns, specifier)
+  );
 }
 
 /** Why a file of this layer may not import the specifier, or null. */
@@ -52,7 +54,8 @@ function tableProblems(table) {
     for (const target of layers) {
       const name = target.split('/')[0];
       if (name === '*') continue;
-      if (!table.has(name)) problems.push(`docs/architecture.md: ${layer} may import ${name}, which has no row`);
+      if (!table.has(name))
+        problems.push(`docs/architecture.md: ${layer} may import ${name}, which has no row`);
       if (table.get(name)?.layers.some((back) => back === layer)) {
         problems.push(`docs/architecture.md: ${layer} and ${name} may import each other`);
       }

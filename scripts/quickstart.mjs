@@ -17,7 +17,8 @@ function parseArguments(args) {
   for (let i = 0; i < args.length; i++) {
     if (args[i] === '--once') options.once = true;
     else if (args[i] === '--no-apt') options.mayInstall = false;
-    else if (args[i] === '--dir' && args[i + 1] !== undefined) options.directory = resolve(args[++i]);
+    else if (args[i] === '--dir' && args[i + 1] !== undefined)
+      options.directory = resolve(args[++i]);
     else return null;
   }
   return options;

@@ -6,7 +6,15 @@
 
 import { spawn } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { existsSync, mkdirSync, readFileSync, realpathSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import {
+  existsSync,
+  mkdirSync,
+  readFileSync,
+  realpathSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
 import { availableParallelism, tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -14,18 +22,43 @@ import { listFiles, repoRoot } from './source-files.mjs';
 
 const NODE_MIN = [20, 19];
 const STAMPS = join(repoRoot, 'node_modules/.longhorn');
-const SYSTEM_PATH = [...(process.env.PATH ?? '').split(':'), '/usr/sbin', '/sbin', '/usr/local/sbin'];
+const SYSTEM_PATH = [
+  ...(process.env.PATH ?? '').split(':'),
+  '/usr/sbin',
+  '/sbin',
+  '/usr/local/sbin',
+];
 
 /** Programs from Debian: the package that has each, and what wants it for what. */
 const PROGRAMS = [
   { name: 'python3', debian: 'python3', for: { build: 'node-gyp runs on it' } },
   { name: 'make', debian: 'make', for: { build: 'compiles the addon' } },
   { name: 'g++', debian: 'g++', for: { build: 'compiles the addon' } },
-  { name: 'qemu-img', debian: 'qemu-utils', for: { quickstart: 'copies the image in and reads it back', tests: 'a real NBD client' } },
+  {
+    name: 'qemu-img',
+    debian: 'qemu-utils',
+    for: { quickstart: 'copies the image in and reads it back', tests: 'a real NBD client' },
+  },
   { name: 'qemu-nbd', debian: 'qemu-utils', for: { bench: 'the server we compare with' } },
-  { name: 'nbdcopy', debian: 'libnbd-bin', for: { quickstart: 'copies the image in', tests: 'a real NBD client' } },
-  { name: 'mke2fs', debian: 'e2fsprogs', for: { quickstart: 'makes the ext4 image', tests: 'makes ext4 images' } },
-  { name: 'fio', debian: 'fio', for: { quickstart: 'writes while a replica dies', tests: 'verifies writes under faults', bench: 'measures' } },
+  {
+    name: 'nbdcopy',
+    debian: 'libnbd-bin',
+    for: { quickstart: 'copies the image in', tests: 'a real NBD client' },
+  },
+  {
+    name: 'mke2fs',
+    debian: 'e2fsprogs',
+    for: { quickstart: 'makes the ext4 image', tests: 'makes ext4 images' },
+  },
+  {
+    name: 'fio',
+    debian: 'fio',
+    for: {
+      quickstart: 'writes while a replica dies',
+      tests: 'verifies writes under faults',
+      bench: 'measures',
+    },
+  },
   { name: 'zstd', debian: 'zstd', for: { tests: 'unpacks recorded replica directories' } },
   { name: 'nbd-client', debian: 'nbd-client', for: { tests: 'a real NBD client' } },
 ];
@@ -55,7 +88,10 @@ function run(command, args, { env = {}, what = command } = {}) {
     child.on('error', (error) => reject(new SetupError(`${what}: ${error.message}`)));
     child.on('close', (code) => {
       if (code === 0) resolvePromise(output);
-      else reject(new SetupError(`${what} failed:\n${output.trimEnd().split('\n').slice(-80).join('\n')}`));
+      else
+        reject(
+          new SetupError(`${what} failed:\n${output.trimEnd().split('\n').slice(-80).join('\n')}`),
+        );
     });
   });
 }
@@ -101,7 +137,9 @@ async function whenChanged(name, title, { inputs, extra, outputs }, work) {
 function checkNode() {
   const [major, minor] = process.versions.node.split('.').map(Number);
   if (major < NODE_MIN[0] || (major === NODE_MIN[0] && minor < NODE_MIN[1])) {
-    throw new SetupError(`Node ${NODE_MIN.join('.')} or later is needed; this is ${process.version}`);
+    throw new SetupError(
+      `Node ${NODE_MIN.join('.')} or later is needed; this is ${process.version}`,
+    );
   }
 }
 
@@ -174,19 +212,28 @@ async function buildAddon() {
     `--jobs=${availableParallelism()}`,
     ...(prefix === null ? [] : [`--nodedir=${prefix}`]),
   ];
-  const inputs = ['binding.gyp', 'node_modules/node-addon-api/package.json', ...listFiles(repoRoot, 'native', ['.cc', '.h'])];
+  const inputs = [
+    'binding.gyp',
+    'node_modules/node-addon-api/package.json',
+    ...listFiles(repoRoot, 'native', ['.cc', '.h']),
+  ];
   await whenChanged(
     'addon',
     'C++ addon (disk and socket I/O)',
-    { inputs, extra: [process.version, process.arch, args], outputs: ['build/Release/longhorn.node'] },
+    {
+      inputs,
+      extra: [process.version, process.arch, args],
+      outputs: ['build/Release/longhorn.node'],
+    },
     () => run(process.execPath, args, { what: 'node-gyp' }),
   );
 }
 
 function typescriptSources(folders) {
-  return folders.flatMap((folder) =>
-    [...listFiles(repoRoot, folder, ['.ts']), ...listFiles(repoRoot, `${folder}/api/generated`, ['.ts'])],
-  );
+  return folders.flatMap((folder) => [
+    ...listFiles(repoRoot, folder, ['.ts']),
+    ...listFiles(repoRoot, `${folder}/api/generated`, ['.ts']),
+  ]);
 }
 
 function compiledPath(source) {
@@ -197,7 +244,9 @@ function compiledPath(source) {
 function removeStaleOutput(sources) {
   const expected = new Set(sources.map(compiledPath));
   for (const folder of ['src', 'test', 'bench']) {
-    for (const path of [folder, `${folder}/api/generated`].flatMap((f) => listFiles(repoRoot, `dist/${f}`, ['.js']))) {
+    for (const path of [folder, `${folder}/api/generated`].flatMap((f) =>
+      listFiles(repoRoot, `dist/${f}`, ['.js']),
+    )) {
       if (!expected.has(path)) rmSync(join(repoRoot, path));
     }
   }
@@ -211,17 +260,24 @@ async function compileForTests() {
     { inputs: ['tsconfig.json', ...sources], extra: [], outputs: sources.map(compiledPath) },
     async () => {
       removeStaleOutput(sources);
-      await run(process.execPath, [join(repoRoot, 'node_modules/typescript/bin/tsc'), '-p', '.'], { what: 'tsc' });
+      await run(process.execPath, [join(repoRoot, 'node_modules/typescript/bin/tsc'), '-p', '.'], {
+        what: 'tsc',
+      });
     },
   );
 }
 
 async function bundleProgram() {
   const inputs = ['scripts/bundle.mjs', 'package-lock.json', ...typescriptSources(['src'])];
-  await whenChanged('bundle', 'program bundle', { inputs, extra: [], outputs: ['dist/bundle/app/main.js'] }, async () => {
-    const { bundle } = await import('./bundle.mjs');
-    await bundle(repoRoot);
-  });
+  await whenChanged(
+    'bundle',
+    'program bundle',
+    { inputs, extra: [], outputs: ['dist/bundle/app/main.js'] },
+    async () => {
+      const { bundle } = await import('./bundle.mjs');
+      await bundle(repoRoot);
+    },
+  );
 }
 
 /** tap compiles its own plugin set once after it is installed (.taprc switches one off). */
@@ -230,7 +286,10 @@ async function prepareTestRunner() {
     'tap',
     'test runner (tap build)',
     { inputs: ['.taprc', 'node_modules/tap/package.json'], extra: [repoRoot], outputs: [] },
-    () => run(process.execPath, [join(repoRoot, 'node_modules/tap/dist/esm/run.mjs'), 'build'], { what: 'tap build' }),
+    () =>
+      run(process.execPath, [join(repoRoot, 'node_modules/tap/dist/esm/run.mjs'), 'build'], {
+        what: 'tap build',
+      }),
   );
 }
 
@@ -303,7 +362,8 @@ async function main(args) {
   for (let i = 0; i < args.length; i++) {
     if (args[i] === '--dev') development = true;
     else if (args[i] === '--no-apt') mayInstall = false;
-    else if (args[i] === '--for' && ['quickstart', 'tests', 'bench'].includes(args[i + 1])) purposes.push(args[++i]);
+    else if (args[i] === '--for' && ['quickstart', 'tests', 'bench'].includes(args[i + 1]))
+      purposes.push(args[++i]);
     else throw new SetupError(USAGE);
   }
   await setup({ purposes, development, mayInstall });

@@ -9,7 +9,14 @@ import { fileURLToPath } from 'node:url';
 /** Root of the checkout. */
 export const repoRoot = fileURLToPath(new URL('..', import.meta.url));
 
-const SKIPPED_DIRECTORIES = new Set(['node_modules', 'generated', 'fixtures', '.git', 'dist', 'build']);
+const SKIPPED_DIRECTORIES = new Set([
+  'node_modules',
+  'generated',
+  'fixtures',
+  '.git',
+  'dist',
+  'build',
+]);
 
 /** Paths below root/directory with one of these endings, '/'-separated, relative to root, sorted. */
 export function listFiles(root, directory, endings) {
@@ -91,7 +98,8 @@ export function maskSource(text, { keepStrings = false } = {}) {
     const c = text[i];
     let end = i + 1;
     if (c === '/' && (text[i + 1] === '/' || text[i + 1] === '*')) {
-      blank(i, (end = skipComment(text, i)));
+      end = skipComment(text, i);
+      blank(i, end);
     } else if (c === "'" || c === '"') {
       end = skipQuoted(text, i, c);
       if (!keepStrings) blank(i + 1, end - 1);
@@ -101,7 +109,8 @@ export function maskSource(text, { keepStrings = false } = {}) {
       blank(i, end);
       if (text[end - 1] === '{' && text[end - 2] === '$') templateDepths.push(depth);
     } else if (c === '/' && REGEX_MAY_FOLLOW.test(out.slice(Math.max(0, i - 20), i).join(''))) {
-      blank(i, (end = skipQuoted(text, i, '/')));
+      end = skipQuoted(text, i, '/');
+      blank(i, end);
     } else if (c === '{') depth++;
     else if (c === '}') depth--;
     i = end;
@@ -111,7 +120,8 @@ export function maskSource(text, { keepStrings = false } = {}) {
 
 /** Runs a check from the command line: prints each problem, exits 1 when there are any. */
 export function runAsCommand(moduleUrl, name, check) {
-  if (process.argv[1] === undefined || resolve(process.argv[1]) !== fileURLToPath(moduleUrl)) return;
+  if (process.argv[1] === undefined || resolve(process.argv[1]) !== fileURLToPath(moduleUrl))
+    return;
   const problems = check(process.argv[2] === undefined ? repoRoot : resolve(process.argv[2]));
   for (const problem of problems) console.error(problem);
   console.log(problems.length === 0 ? `${name} ok` : `${name}: ${problems.length} problems`);
