@@ -1,0 +1,333 @@
+import t from 'tap';
+import { BLOCK_OP, submitAndWait } from '../../src/core/block-device.js';
+import { StorageError } from '../../src/core/errors.js';
+import { silentLogger } from '../../src/core/log.js';
+import { Slab, SLAB_BYTES } from '../../src/core/slab.js';
+import { KIB, MIB } from '../../src/core/units.js';
+import { Engine } from '../../src/engine/engine.js';
+import { defaultSettings } from '../../src/engine/settings.js';
+import { ManualClock } from '../support/manual-clock.js';
+import { memoryConnector, MemoryReplica } from '../support/memory-replica.js';
+
+const VOLUME_BYTES = MIB;
+
+interface Bed {
+  readonly engine: Engine;
+  readonly slab: Slab;
+  readonly replicas: MemoryReplica[];
+}
+
+async function startEngine(replicaCount: number, spare = 0): Promise<Bed> {
+  const slab = new Slab(new ArrayBuffer(SLAB_BYTES + MIB));
+  const addresses = Array.from({ length: replicaCount + spare }, (_, i) => `tcp://r${i}:9502`);
+  const replicas = addresses.map((address) => new MemoryReplica(address, slab, VOLUME_BYTES));
+  const engine = new Engine({
+    settings: { ...defaultSettings('vol'), revisionCounterDisabled: true },
+    connector: memoryConnector(replicas),
+    slab,
+    clock: new ManualClock(),
+    log: silentLogger,
+  });
+  await engine.start({
+    addresses: addresses.slice(0, replicaCount),
+    sizeBytes: VOLUME_BYTES,
+    currentSizeBytes: VOLUME_BYTES,
+  });
+  return { engine, slab, replicas };
+}
+
+async function write(bed: Bed, offsetBytes: number, lengthBytes: number, fill: number): Promise<void> {
+  const bufferOffset = bed.slab.allocate(lengthBytes);
+  bed.slab.bytes.fill(fill, bufferOffset, bufferOffset + lengthBytes);
+  try {
+    const op = BLOCK_OP.write;
+    await submitAndWait(bed.engine.volume, { op, offsetBytes, lengthBytes, bufferOffset });
+  } finally {
+    bed.slab.release(bufferOffset);
+  }
+}
+
+async function read(bed: Bed, offsetBytes: number, lengthBytes: number): Promise<Buffer> {
+  const bufferOffset = bed.slab.allocate(lengthBytes);
+  try {
+    const op = BLOCK_OP.read;
+    await submitAndWait(bed.engine.volume, { op, offsetBytes, lengthBytes, bufferOffset });
+    return Buffer.from(bed.slab.bytes.subarray(bufferOffset, bufferOffset + lengthBytes));
+  } finally {
+    bed.slab.release(bufferOffset);
+  }
+}
+
+function modes(bed: Bed): string[] {
+  return bed.engine.replicas.map((member) => member.mode);
+}
+
+/** Lets promises that are ready run. */
+async function settle(): Promise<void> {
+  for (let i = 0; i < 20; i++) await Promise.resolve();
+}
+
+t.test('P1: a write is answered only when every live replica has it', async (t) => {
+  const bed = await startEngine(3);
+  for (const replica of bed.replicas) replica.device.isHolding = true;
+  let answered = false;
+  const pending = write(bed, 0, 4 * KIB, 7).then(() => {
+    answered = true;
+  });
+  bed.replicas[0]?.device.release();
+  bed.replicas[1]?.device.release();
+  await settle();
+  t.equal(answered, false, 'two of three answered: the client waits');
+  bed.replicas[2]?.device.release();
+  await pending;
+  for (const replica of bed.replicas) t.equal(replica.device.content[4095], 7);
+});
+
+t.test('a replica lost under a write leaves before the write is answered', async (t) => {
+  const bed = await startEngine(2);
+  for (const replica of bed.replicas) replica.device.isHolding = true;
+  const pending = write(bed, 0, 4 * KIB, 1);
+  bed.replicas[1]?.lose(new StorageError('CONNECTION_LOST', 'EOF'));
+  t.same(modes(bed), ['RW', 'ERR']);
+  bed.replicas[0]?.device.release();
+  await pending;
+  bed.replicas[0]!.device.isHolding = false;
+  await write(bed, 4 * KIB, 4 * KIB, 2);
+  t.equal(bed.replicas[1]?.device.countOf(BLOCK_OP.write), 1, 'nothing is sent to it any more');
+});
+
+t.test('the client hears of a failed write when no replica is left, and of no backend later', async (t) => {
+  const bed = await startEngine(1);
+  bed.replicas[0]!.device.isHolding = true;
+  const pending = write(bed, 0, 4 * KIB, 1);
+  bed.replicas[0]?.lose(new StorageError('CONNECTION_LOST', 'tcp://r0:9502: EOF'));
+  await t.rejects(pending, { code: 'CONNECTION_LOST' });
+  await t.rejects(read(bed, 0, 512), { code: 'NO_BACKEND', message: 'no backend available' });
+  await t.rejects(write(bed, 0, 512, 1), { code: 'NO_BACKEND' });
+});
+
+t.test('P4: a read that fails on one replica is served by another, and the first leaves', async (t) => {
+  const bed = await startEngine(2);
+  await write(bed, 0, 4 * KIB, 9);
+  for (const replica of bed.replicas) {
+    replica.device.failWith = () => new StorageError('PEER_ERROR', 'input/output error');
+  }
+  bed.replicas[1]!.device.failWith = null;
+  for (let i = 0; i < 2; i++) t.equal((await read(bed, 0, 4 * KIB))[0], 9);
+  t.same(modes(bed), ['ERR', 'RW']);
+});
+
+t.test('an unreadable sector does not cost the last replica', async (t) => {
+  const bed = await startEngine(1);
+  bed.replicas[0]!.device.failWith = () => new StorageError('PEER_ERROR', 'input/output error');
+  await t.rejects(read(bed, 0, 4 * KIB), { code: 'PEER_ERROR' });
+  bed.replicas[0]!.device.failWith = null;
+  await read(bed, 8 * KIB, 4 * KIB);
+  t.same(modes(bed), ['RW']);
+});
+
+t.test('reads go to the least loaded replica', async (t) => {
+  const bed = await startEngine(3);
+  bed.replicas[0]!.inFlightCount = 5;
+  bed.replicas[1]!.inFlightCount = 1;
+  bed.replicas[2]!.inFlightCount = 5;
+  for (let i = 0; i < 3; i++) await read(bed, 0, 512);
+  t.equal(bed.replicas[1]?.device.countOf(BLOCK_OP.read), 3);
+});
+
+t.test('requests beyond the end fail with the bounds text and touch no replica', async (t) => {
+  const bed = await startEngine(1);
+  const size = VOLUME_BYTES;
+  await t.rejects(read(bed, size - 512, 1024), {
+    code: 'OUT_OF_RANGE',
+    message: `EOF: Read of 1024 bytes at offset ${size - 512} is beyond volume size ${size}`,
+  });
+  await t.rejects(write(bed, size, 512, 1), {
+    message: `EOF: Write of 512 bytes at offset ${size} is beyond volume size ${size}`,
+  });
+  await t.rejects(read(bed, -512, 512), { code: 'OUT_OF_RANGE' });
+  const { op } = { op: BLOCK_OP.unmap };
+  await t.rejects(
+    submitAndWait(bed.engine.volume, { op, offsetBytes: size, lengthBytes: 4096 }),
+    { message: `EOF: unmap of 4096 bytes at offset ${size} is beyond volume size ${size}` },
+  );
+  t.same(bed.replicas[0]?.device.counts, [0, 0, 0, 0, 0, 0]);
+});
+
+t.test('overlapping writes reach every replica in one order, one at a time', async (t) => {
+  const bed = await startEngine(2);
+  for (const replica of bed.replicas) replica.device.isHolding = true;
+  const first = write(bed, 0, 4 * KIB, 1);
+  const second = write(bed, 512, 512, 2);
+  const apart = write(bed, 8 * KIB, 4 * KIB, 3);
+  for (const replica of bed.replicas) t.equal(replica.device.held.length, 2, 'the overlap waits');
+  bed.replicas[1]?.device.release();
+  bed.replicas[0]?.device.release();
+  for (const replica of bed.replicas) replica.device.release();
+  await Promise.all([first, second, apart]);
+  for (const { device } of bed.replicas) {
+    t.same([device.content[0], device.content[512], device.content[1024]], [1, 2, 1]);
+  }
+});
+
+t.test('a full volume: ENOSPC from every replica is told as such and nobody leaves', async (t) => {
+  const bed = await startEngine(2);
+  for (const replica of bed.replicas) {
+    replica.device.failWith = (request) =>
+      request.op === BLOCK_OP.write ? new StorageError('NO_SPACE', 'no space left on device') : null;
+  }
+  await t.rejects(write(bed, 0, 4 * KIB, 1), { code: 'NO_SPACE' });
+  t.same(modes(bed), ['RW', 'RW']);
+  await read(bed, 0, 4 * KIB);
+});
+
+t.test('the write barrier of a snapshot waits for writes in flight and holds later ones', async (t) => {
+  const bed = await startEngine(2);
+  for (const replica of bed.replicas) replica.device.isHolding = true;
+  const before = write(bed, 0, 4 * KIB, 1);
+  const snapshot = bed.engine.snapshot('s1', { app: 'db' });
+  await settle();
+  t.equal(bed.replicas[0]?.snapshots.length, 0, 'a write is in flight');
+  const after = write(bed, 4 * KIB, 4 * KIB, 2);
+  t.equal(bed.replicas[0]?.device.held.length, 1, 'the later write waits at the gate');
+  for (const replica of bed.replicas) replica.device.isHolding = false;
+  for (const replica of bed.replicas) replica.device.release();
+  await Promise.all([before, snapshot, after]);
+  const [record] = bed.replicas[0]?.snapshots ?? [];
+  t.match(record, { name: 's1', userCreated: true, labels: { app: 'db' } });
+  t.match(record?.created, /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$/);
+  t.same(bed.replicas[1]?.snapshots, bed.replicas[0]?.snapshots, 'alike on every replica');
+});
+
+t.test('a replica that fails a snapshot leaves; the snapshot stands on the rest', async (t) => {
+  const bed = await startEngine(2);
+  const error = new StorageError('NO_SPACE', 'no space left on device');
+  bed.replicas[0]!.controlFailure = { call: 'snapshot', error };
+  t.equal(await bed.engine.snapshot('s1', {}), 's1');
+  t.same(modes(bed), ['ERR', 'RW']);
+});
+
+t.test('a snapshot name that exists fails the request and nobody leaves', async (t) => {
+  const bed = await startEngine(2);
+  const error = new StorageError('ALREADY_EXISTS', 'snapshot s1 is already existing');
+  for (const replica of bed.replicas) replica.controlFailure = { call: 'snapshot', error };
+  await t.rejects(bed.engine.snapshot('s1', {}), { code: 'ALREADY_EXISTS' });
+  t.same(modes(bed), ['RW', 'RW']);
+});
+
+t.test('27: while a replica is WO, unaligned writes reach it as whole sectors', async (t) => {
+  for (const [offsetBytes, lengthBytes] of [
+    [0, 512],
+    [512, 512],
+    [3584, 512],
+    [3584, 5120],
+    [100, 4096],
+    [1000, 70000],
+    [8192, 8192],
+  ] as const) {
+    const bed = await startEngine(1, 1);
+    for (let at = 0; at < 128 * KIB; at += 64 * KIB) await write(bed, at, 64 * KIB, 0x55);
+    await bed.engine.addReplica('tcp://r1:9502', true, 'WO');
+    await write(bed, offsetBytes, lengthBytes, 0xaa);
+    const begin = offsetBytes - (offsetBytes % 4096);
+    const end = Math.ceil((offsetBytes + lengthBytes) / 4096) * 4096;
+    const want = Buffer.alloc(end - begin, 0x55);
+    want.fill(0xaa, offsetBytes - begin, offsetBytes - begin + lengthBytes);
+    const [source, target] = bed.replicas;
+    t.same(Buffer.from(source!.device.content.subarray(begin, end)), want, `${offsetBytes}+${lengthBytes} on RW`);
+    t.same(Buffer.from(target!.device.content.subarray(begin, end)), want, `${offsetBytes}+${lengthBytes} on WO`);
+    t.equal(target!.device.content[end], 0, 'and nothing beyond');
+  }
+});
+
+t.test('a WO replica is never read, and trims wait until it is rebuilt', async (t) => {
+  const bed = await startEngine(1, 1);
+  await write(bed, 0, 4 * KIB, 1);
+  await bed.engine.addReplica('tcp://r1:9502', true, 'WO');
+  t.same(modes(bed), ['RW', 'WO']);
+  for (let i = 0; i < 4; i++) t.equal((await read(bed, 0, 4 * KIB))[0], 1);
+  t.equal(bed.replicas[1]?.device.countOf(BLOCK_OP.read), 0);
+  const op = BLOCK_OP.unmap;
+  await submitAndWait(bed.engine.volume, { op, offsetBytes: 0, lengthBytes: 4 * KIB });
+  t.equal(bed.replicas[0]?.device.countOf(op), 0);
+  t.equal(bed.replicas[1]?.zeroesAsData, true);
+  await t.rejects(bed.engine.addReplica('tcp://r2:9502', true, 'WO'), { code: 'BUSY' });
+  await bed.engine.verifyRebuild('tcp://r1:9502');
+  t.same(modes(bed), ['RW', 'RW']);
+  t.equal(bed.replicas[1]?.zeroesAsData, false);
+});
+
+t.test('a rebuilt replica whose chain differs becomes ERR, never RW', async (t) => {
+  const bed = await startEngine(1, 1);
+  await bed.engine.addReplica('tcp://r1:9502', true, 'WO');
+  const disk = { name: 'x', parent: '', children: {}, removed: false, userCreated: true, created: '', size: '0', labels: {} };
+  bed.replicas[0]!.info.disks = { 'volume-snap-a.img': disk };
+  await t.rejects(bed.engine.verifyRebuild('tcp://r1:9502'), { code: 'CHAIN_BROKEN' });
+  t.same(modes(bed), ['RW', 'ERR']);
+});
+
+t.test('53: ERR is for good, and only removing and adding a replica leaves it', async (t) => {
+  const bed = await startEngine(2);
+  await bed.engine.setReplicaMode('tcp://r1:9502', 'ERR');
+  await bed.engine.setReplicaMode('tcp://r1:9502', 'RW');
+  t.same(modes(bed), ['RW', 'ERR']);
+  await t.rejects(bed.engine.setReplicaMode('tcp://nobody:1', 'ERR'), { code: 'NOT_FOUND' });
+  await bed.engine.removeReplica('tcp://r1:9502');
+  await bed.engine.removeReplica('tcp://r1:9502');
+  t.same(modes(bed), ['RW']);
+});
+
+t.test('a start that finds no usable replica closes what it opened', async (t) => {
+  const slab = new Slab(new ArrayBuffer(SLAB_BYTES + MIB));
+  const replica = new MemoryReplica('tcp://r0:9502', slab, VOLUME_BYTES);
+  const other = new MemoryReplica('tcp://r1:9502', slab, VOLUME_BYTES);
+  for (const one of [replica, other]) one.info = { ...one.info, state: 'rebuilding', rebuilding: true };
+  const engine = new Engine({
+    settings: { ...defaultSettings('vol'), revisionCounterDisabled: true },
+    connector: memoryConnector([replica, other]),
+    slab,
+    clock: new ManualClock(),
+    log: silentLogger,
+  });
+  const addresses = [replica.address, other.address];
+  const request = { addresses, sizeBytes: VOLUME_BYTES, currentSizeBytes: VOLUME_BYTES };
+  await t.rejects(engine.start(request), {
+    code: 'NO_BACKEND',
+    message: /no available backend due to replica error from the addresses/,
+  });
+  t.ok(replica.isClosed && other.isClosed);
+  await t.rejects(engine.start({ ...request, addresses: ['tcp://gone:1'] }), {
+    message: /service unavailable/,
+  });
+  await t.rejects(engine.start({ ...request, addresses: [replica.address, replica.address] }), {
+    code: 'INVALID_ARGUMENT',
+  });
+});
+
+t.test('a single rebuilding replica is started and its flag cleared', async (t) => {
+  const slab = new Slab(new ArrayBuffer(SLAB_BYTES + MIB));
+  const replica = new MemoryReplica('tcp://r0:9502', slab, VOLUME_BYTES);
+  replica.info = { ...replica.info, state: 'rebuilding', rebuilding: true };
+  const engine = new Engine({
+    settings: { ...defaultSettings('vol'), revisionCounterDisabled: true },
+    connector: memoryConnector([replica]),
+    slab,
+    clock: new ManualClock(),
+    log: silentLogger,
+  });
+  const addresses = [replica.address];
+  await engine.start({ addresses, sizeBytes: VOLUME_BYTES, currentSizeBytes: VOLUME_BYTES });
+  t.equal(engine.replicas[0]?.mode, 'RW');
+  t.same(replica.calls.includes('setRebuilding'), true);
+});
+
+t.test('metrics show the last whole second', async (t) => {
+  const bed = await startEngine(1);
+  const { metrics } = bed.engine.volume;
+  await write(bed, 0, 4 * KIB, 1);
+  await write(bed, 0, 4 * KIB, 1);
+  await read(bed, 0, 512);
+  t.match(metrics.lastSecond(500), { readCount: 0, writeCount: 0 });
+  t.match(metrics.lastSecond(1200), { readCount: 1, readBytes: 512, writeCount: 2, writeBytes: 8192 });
+  t.match(metrics.lastSecond(5000), { readCount: 0, writeCount: 0 });
+});

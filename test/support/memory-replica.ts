@@ -1,0 +1,115 @@
+// A replica in memory: the port of a real engine, with the data in an array and control operations
+// that only remember. Failures are those of a real connection: once lost, everything fails.
+
+import type { BlockRequest } from '../../src/core/block-device.js';
+import { StorageError } from '../../src/core/errors.js';
+import type { Slab } from '../../src/core/slab.js';
+import type {
+  ConnectOptions,
+  ReplicaConnector,
+  ReplicaControl,
+  ReplicaInfo,
+  ReplicaPort,
+  SnapshotRecord,
+} from '../../src/engine/ports.js';
+import { Replica as ReplicaMessage } from '../../src/api/generated/replica.js';
+import { MemoryDevice } from './memory-device.js';
+
+export class MemoryReplica implements ReplicaPort {
+  readonly address: string;
+  readonly device: MemoryDevice;
+  readonly canFlush = true;
+  zeroesAsData = false;
+  inFlightCount = 0;
+  isClosed = false;
+  /** Snapshots in order, and names of control calls. */
+  readonly snapshots: SnapshotRecord[] = [];
+  readonly calls: string[] = [];
+  info: ReplicaInfo;
+  /** Set to make the next control call of that name fail. */
+  controlFailure: { call: string; error: StorageError } | null = null;
+  connectOptions: ConnectOptions | null = null;
+  private lost: StorageError | null = null;
+
+  constructor(address: string, slab: Slab, sizeBytes: number) {
+    this.address = address;
+    this.device = new MemoryDevice({ slab, sizeBytes });
+    this.info = {
+      ...ReplicaMessage.decode(new Uint8Array()),
+      size: String(sizeBytes),
+      sectorSize: 512,
+      head: 'volume-head-000.img',
+      state: 'open',
+      revisionCounterDisabled: true,
+    };
+  }
+
+  get sizeBytes(): number {
+    return this.device.sizeBytes;
+  }
+
+  submit(request: BlockRequest): void {
+    if (this.lost !== null) request.done(this.lost);
+    else this.device.submit(request);
+  }
+
+  /** The connection breaks: everything held fails, the engine is told. */
+  lose(error: StorageError): void {
+    this.lost = error;
+    this.connectOptions?.onFailure(this, error);
+    for (const request of this.device.held.splice(0)) request.done(error);
+  }
+
+  disconnect(): void {
+    this.lost ??= new StorageError('CLOSED', 'closed');
+  }
+
+  close(): Promise<void> {
+    this.disconnect();
+    this.isClosed = true;
+    return Promise.resolve();
+  }
+
+  private async record(call: string): Promise<void> {
+    this.calls.push(call);
+    const failure = this.controlFailure;
+    if (failure?.call !== call) return;
+    this.controlFailure = null;
+    throw failure.error;
+  }
+
+  readonly control: ReplicaControl = {
+    get: async () => ({ ...this.info, disks: { ...this.info.disks } }),
+    snapshot: async (record) => {
+      await this.record('snapshot');
+      this.snapshots.push(record);
+    },
+    revert: () => this.record('revert'),
+    expand: () => this.record('expand'),
+    removeDisk: () => this.record('removeDisk'),
+    setRebuilding: async (rebuilding) => {
+      this.info = { ...this.info, rebuilding, state: rebuilding ? 'rebuilding' : 'open' };
+      await this.record('setRebuilding');
+    },
+    setRevisionCounter: () => this.record('setRevisionCounter'),
+    setUnmapMarkDiskChainRemoved: () => this.record('setUnmapMarkDiskChainRemoved'),
+    setSnapshotMaxCount: () => this.record('setSnapshotMaxCount'),
+    setSnapshotMaxBytes: () => this.record('setSnapshotMaxBytes'),
+    sendFile: () => this.record('sendFile'),
+  };
+}
+
+/** Connects to the replicas it was given, by address. */
+export function memoryConnector(replicas: readonly MemoryReplica[]): ReplicaConnector {
+  return {
+    connect: (address, options) => {
+      const replica = replicas.find((candidate) => candidate.address === address);
+      if (replica === undefined) {
+        const text = `cannot reach ${address}`;
+        return Promise.reject(new StorageError('CONNECTION_REFUSED', text));
+      }
+      replica.connectOptions = options;
+      return Promise.resolve(replica);
+    },
+  };
+}
