@@ -56,7 +56,7 @@ export class NativeDisk implements Disk {
     return !this.buffered;
   }
 
-  async open(path: string, options: OpenOptions): Promise<DiskFile> {
+  async open(path: string, options: OpenOptions): Promise<NativeDiskFile> {
     if (this.shutDown) throw new StorageError('CLOSED', `cannot open ${path}: the disk is shut down`);
     const direct = options.direct ?? true;
     const slot = await this.files.open(path, openFlags(options), options.mode ?? 0o600, direct);
