@@ -8,7 +8,7 @@ import { fileURLToPath } from 'node:url';
 import { checkDocs } from './check-docs.mjs';
 import { checkLayers } from './check-layers.mjs';
 import { checkStyle } from './check-style.mjs';
-import { closingLine } from './ci-reporter.mjs';
+import { closingLine } from './closing-line.mjs';
 import { repoRoot } from './source-files.mjs';
 
 const BIOME = join(repoRoot, 'tools/node_modules/.bin/biome');

@@ -5,7 +5,7 @@ import { spawn } from 'node:child_process';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { runChecks } from './check.mjs';
-import { closingLine, parseClosingLine } from './ci-reporter.mjs';
+import { closingLine, parseClosingLine } from './closing-line.mjs';
 import { reportSetupError, setup } from './setup.mjs';
 import { listFiles, repoRoot } from './source-files.mjs';
 
