@@ -6,8 +6,33 @@
 import type { BlockDevice, BlockRequest } from '../core/block-device.js';
 import type { Clock } from '../core/clock.js';
 import { StorageError } from '../core/errors.js';
+import { SNAPSHOT_COUNT_MAX } from '../core/limits.js';
 import type { Logger } from '../core/log.js';
+import { alignDown, alignUp, SECTOR_BYTES } from '../core/units.js';
 import type { Disk } from '../disk/disk.js';
+import {
+  expandChain,
+  removeFromChain,
+  replaceInChain,
+  revertChain,
+  takeSnapshot,
+  writeOpenMeta,
+} from './chain-changes.js';
+import { ChainIo } from './chain-io.js';
+import { checkNotBusy, checkWritable, snapshotCountOf, type ChainState } from './chain-state.js';
+import { Coalescer, pruneBehind } from './coalesce.js';
+import { createDirectory } from './creation.js';
+import { finishRemoval } from './disk-files.js';
+import { visitExtents, type Layer } from './layer-stack.js';
+import { MetadataStore } from './metadata-store.js';
+import type { DiskRecord, VolumeMeta } from './metadata.js';
+import { CHECKSUM_SUFFIX, META_SUFFIX, REVISION_COUNTER, VOLUME_META } from './names.js';
+import { checkDirectory, openLayer, openLayers, readDirectory, readVolumeMeta } from './opening.js';
+import { mergeRanges, type ByteRange } from './ranges.js';
+import { clearLeftovers } from './recovery.js';
+import { RequestRouter } from './request-router.js';
+import { RevisionCounter } from './revision-counter.js';
+import type { RemovedAncestors } from './trim-operation.js';
 
 export interface CreateOptions {
   /** A positive multiple of 4096. */
@@ -109,9 +134,34 @@ export interface WorkOptions {
   readonly onProgress?: (doneBytes: number, totalBytes: number) => void;
 }
 
-export interface DataRange {
-  readonly beginOffset: number;
-  readonly endOffset: number;
+/** The disk at the top: the head, or the snapshot that a read-only chain looks at. */
+function topDisk(meta: VolumeMeta, found: DiskRecord | undefined, options: OpenChainOptions): string {
+  const name = options.headDiskName ?? meta.head;
+  if (options.headDiskName !== undefined && options.readOnly !== true) {
+    throw new StorageError('INVALID_ARGUMENT', 'only a read-only chain may start at a snapshot', { name });
+  }
+  if (found !== undefined) return found.name;
+  const isHead = options.headDiskName === undefined;
+  if (!isHead) throw new StorageError('NOT_FOUND', `cannot find disk ${name}`, { name });
+  throw new StorageError('CHAIN_BROKEN', `failed to find metadata for ${name}`, { name });
+}
+
+function wholeSectors(beginOffset: number, endOffset: number): ByteRange {
+  return {
+    beginOffset: alignDown(beginOffset, SECTOR_BYTES),
+    endOffset: alignUp(endOffset, SECTOR_BYTES),
+  };
+}
+
+/** Changes run one at a time, in call order. */
+class Turns {
+  private last: Promise<unknown> = Promise.resolve();
+
+  run<T>(change: () => Promise<T>): Promise<T> {
+    const result = this.last.then(change);
+    this.last = result.catch(() => undefined);
+    return result;
+  }
 }
 
 /**
@@ -119,145 +169,476 @@ export interface DataRange {
  * (`volume-snap-x.img`) and as snapshot names (`x`). Changes of the chain wait for requests in
  * flight and hold later ones back; they run one at a time, in call order.
  */
-export class ImageChain implements BlockDevice {
+export class ImageChain implements BlockDevice, RemovedAncestors {
+  private readonly state: ChainState;
+  private readonly io: ChainIo;
+  private readonly router: RequestRouter;
+  private readonly turns = new Turns();
+  private readonly usesRevisionCounter: boolean;
+  private snapshotMaxBytes: number;
+  private closing: Promise<void> | null = null;
+  private marking: Promise<void> | null = null;
+
   /**
    * Makes the directory (one level) and an empty volume in it, closed. A directory that lost its
    * volume.meta but still has a head gets a new volume.meta; an initialised one is left alone.
    */
-  static async create(_disk: Disk, _directory: string, _options: CreateOptions): Promise<void> {
-    throw notYet();
+  static create(disk: Disk, directory: string, options: CreateOptions): Promise<void> {
+    return createDirectory(new MetadataStore(disk, directory), options);
+  }
+
+  /**
+   * volume.meta of a directory that need not be open; null when it is not initialised. Writes
+   * nothing. @throws BAD_METADATA; NOT_FOUND without a directory; INVALID_ARGUMENT no directory.
+   */
+  static async probe(disk: Disk, directory: string): Promise<VolumeMeta | null> {
+    await checkDirectory(disk, directory);
+    return readVolumeMeta(new MetadataStore(disk, directory));
   }
 
   /**
    * @throws NOT_FOUND uninitialised directory (nothing is written); BAD_METADATA; CHAIN_BROKEN;
    * IMAGE_TRUNCATED; CHAIN_TOO_LONG; EXTENTS_UNSUPPORTED; INVALID_ARGUMENT no directory.
    */
-  static async open(_disk: Disk, _directory: string, _options: OpenChainOptions): Promise<ImageChain> {
-    throw notYet();
+  static async open(disk: Disk, directory: string, options: OpenChainOptions): Promise<ImageChain> {
+    const store = new MetadataStore(disk, directory);
+    const isReadOnly = options.readOnly ?? false;
+    const { meta: stored, table } = await readDirectory(store);
+    const top = topDisk(stored, table.find(options.headDiskName ?? stored.head), options);
+    const backingFilePath = options.backingFilePath ?? stored.backingFilePath;
+    const chain = table.chainFrom(top);
+    const stack = await openLayers(store, chain, stored.sizeBytes, backingFilePath, isReadOnly);
+    const io = new ChainIo(directory, stack, stored.sizeBytes, isReadOnly, stored.dirty);
+    const parent = table.get(stored.head)?.parent ?? '';
+    const meta = { ...stored, parent, backingFilePath };
+    const { clock, log } = options;
+    const snapshotMaxCount = options.snapshotMaxCount ?? SNAPSHOT_COUNT_MAX;
+    const state = { store, io, clock, log, table, meta, top, busyDisks: new Set<string>(), snapshotMaxCount };
+    const image = new ImageChain(state, options);
+    if (isReadOnly) return image;
+    try {
+      await image.becomeWritable();
+    } catch (error) {
+      await stack.closeFiles();
+      throw error;
+    }
+    return image;
   }
 
+  private constructor(state: ChainState, options: OpenChainOptions) {
+    this.state = state;
+    this.io = state.io;
+    this.router = new RequestRouter(state.io, this);
+    this.router.marksAncestors = options.unmapMarkDiskChainRemoved ?? false;
+    this.usesRevisionCounter = options.revisionCounter ?? false;
+    this.snapshotMaxBytes = options.snapshotMaxBytes ?? 0;
+  }
+
+  private async becomeWritable(): Promise<void> {
+    const { store, table, meta, log } = this.state;
+    await clearLeftovers(store, table, meta.head, log);
+    // An interrupted replacement may have given the head's ancestors other names.
+    if (this.io.stack.count !== this.layerCount()) await this.reopenLayers();
+    if (this.usesRevisionCounter) {
+      this.io.counter = await RevisionCounter.open(store.disk, store.directory);
+    }
+    await writeOpenMeta(this.state, meta);
+  }
+
+  private layerCount(): number {
+    const { table, meta } = this.state;
+    return table.chainFrom(meta.head).length + (meta.backingFilePath === '' ? 0 : 1);
+  }
+
+  private async reopenLayers(): Promise<void> {
+    const { store, table, meta } = this.state;
+    const chain = table.chainFrom(meta.head);
+    const stack = await openLayers(store, chain, meta.sizeBytes, meta.backingFilePath, false);
+    await this.io.stack.closeFiles();
+    this.io.stack = stack;
+  }
+
+  // --- block device ---------------------------------------------------------------------------
+
   get sizeBytes(): number {
-    throw notYet();
+    return this.io.sizeBytes;
   }
 
   /** read, write, flush, unmap, writeZeroes, extents. */
   submit(request: BlockRequest): void {
-    request.done(notYet());
+    this.router.submit(request);
   }
 
-  /** @throws ALREADY_EXISTS, TOO_MANY_SNAPSHOTS, INVALID_NAME, NO_SPACE. details.rollback tells whether a failed one was undone. */
-  async snapshot(_options: SnapshotOptions): Promise<void> {
-    throw notYet();
+  // --- changes --------------------------------------------------------------------------------
+
+  /**
+   * @throws ALREADY_EXISTS, TOO_MANY_SNAPSHOTS, INVALID_NAME, NO_SPACE. details.rollback
+   * ('succeeded' or 'failed') tells whether a half-done one was undone.
+   */
+  snapshot(options: SnapshotOptions): Promise<void> {
+    const { name, userCreated, created, labels = null } = options;
+    return this.change(() =>
+      takeSnapshot(this.state, { name, userCreated, created, labels, sizeBytes: this.sizeBytes }),
+    );
   }
 
   /** Puts a new empty head above the snapshot and reopens in place; the old head's data is gone. */
-  async revert(_name: string, _created: string): Promise<void> {
-    throw notYet();
+  revert(name: string, created: string): Promise<void> {
+    return this.change(() => revertChain(this.state, name, created));
   }
 
   /** Unknown names succeed. @throws INVALID_STATE for the head. */
-  async markRemoved(_name: string): Promise<void> {
-    throw notYet();
+  markRemoved(name: string): Promise<void> {
+    return this.change(async () => {
+      const record = this.state.table.find(name);
+      if (record === undefined) return;
+      if (record.name === this.state.meta.head) {
+        const text = 'cannot mark the active differencing disk as removed';
+        throw new StorageError('INVALID_STATE', text, { name });
+      }
+      await this.state.store.disk.stat(this.state.store.path(record.name));
+      await this.writeRemoved(record);
+    });
+  }
+
+  private async writeRemoved(record: DiskRecord): Promise<void> {
+    if (record.removed) return;
+    const removed = { ...record, removed: true };
+    await this.state.store.writeDisk(removed);
+    this.state.table.put({ ...removed, parent: this.state.table.get(record.name)?.parent ?? '' });
   }
 
   /** Unknown names give no actions. @throws INVALID_STATE for the head and unmarked disks. */
-  prepareRemove(_name: string): RemoveAction[] {
-    throw notYet();
+  prepareRemove(name: string): RemoveAction[] {
+    const { table, meta } = this.state;
+    const record = table.find(name);
+    if (record === undefined) return [];
+    const source = record.name;
+    if (source === meta.head) {
+      throw new StorageError('INVALID_STATE', 'cannot delete the active differencing disk', { name });
+    }
+    if (!record.removed) {
+      throw new StorageError('INVALID_STATE', `disk ${source} hasn't been marked as removed`, { name });
+    }
+    const children = table.children(source);
+    const target = children[0];
+    if (target === undefined) return [{ action: 'remove', source, target: '' }];
+    if (children.length > 1) return [];
+    if (target === meta.head) return [{ action: 'prune', source, target }];
+    return [
+      { action: 'coalesce', source, target },
+      { action: 'replace', source, target },
+    ];
   }
 
-  /** Drops a disk and its data; its children continue on its parent. @throws NOT_FOUND, INVALID_STATE, BUSY. */
-  async removeDisk(_name: string, _force: boolean): Promise<void> {
-    throw notYet();
+  /**
+   * Drops a disk and its data; its children continue on its parent. Several children need force.
+   * @throws NOT_FOUND, INVALID_STATE, BUSY.
+   */
+  removeDisk(name: string, force: boolean): Promise<void> {
+    return this.change(() => removeFromChain(this.state, name, force));
   }
 
   /** After coalesce: the child (target) takes over the merged file of its parent (source). */
-  async replaceDisk(_target: string, _source: string): Promise<void> {
-    throw notYet();
-  }
-
-  /** Copies the child's data (target) down into its removed parent's file (source), next to I/O. */
-  async coalesce(_source: string, _target: string, _options?: WorkOptions): Promise<void> {
-    throw notYet();
-  }
-
-  /** Punches out of the removed snapshot behind the head what the head hides, next to I/O. */
-  async prune(_source: string, _options?: WorkOptions): Promise<void> {
-    throw notYet();
+  replaceDisk(target: string, source: string): Promise<void> {
+    return this.change(() => replaceInChain(this.state, target, source));
   }
 
   /** Makes snapshot `expand-<size>` and a larger head. The same size is a no-op. */
-  async expand(_sizeBytes: number): Promise<void> {
-    throw notYet();
+  expand(sizeBytes: number): Promise<void> {
+    return this.change(() => expandChain(this.state, sizeBytes));
   }
 
   /** Reads the directory again after files were changed by a rebuild or restore. */
-  async reload(): Promise<void> {
-    throw notYet();
+  reload(): Promise<void> {
+    return this.change(async () => {
+      checkWritable(this.state);
+      const { state, io } = this;
+      checkNotBusy(state, ...state.table.all().map((record) => record.name));
+      const held = await io.quiesce();
+      try {
+        await io.stack.head.file.sync();
+        const { meta: stored, table } = await readDirectory(state.store);
+        const chain = table.chainFrom(stored.head);
+        const { backingFilePath } = state.meta;
+        const stack = await openLayers(state.store, chain, stored.sizeBytes, backingFilePath, false);
+        const old = io.stack;
+        io.stack = stack;
+        io.sizeBytes = stored.sizeBytes;
+        state.table = table;
+        state.top = stored.head;
+        state.meta = { ...stored, parent: table.get(stored.head)?.parent ?? '', backingFilePath };
+        await old.closeFiles();
+        await writeOpenMeta(state, state.meta);
+      } finally {
+        held.release();
+      }
+    });
   }
 
-  async setRebuilding(_rebuilding: boolean): Promise<void> {
-    throw notYet();
+  setRebuilding(rebuilding: boolean): Promise<void> {
+    return this.change(async () => {
+      checkWritable(this.state);
+      const meta = { ...this.state.meta, rebuilding };
+      await writeOpenMeta(this.state, meta);
+      this.state.meta = meta;
+    });
   }
+
+  private change<T>(change: () => Promise<T>): Promise<T> {
+    return this.turns.run(() => {
+      if (this.closing !== null) throw new StorageError('CLOSED', 'the image chain is closed');
+      return change();
+    });
+  }
+
+  // --- long work, next to I/O and changes -----------------------------------------------------
+
+  /** Copies the child's data (target) down into its removed parent's file (source). */
+  async coalesce(source: string, target: string, options: WorkOptions = {}): Promise<void> {
+    checkWritable(this.state);
+    const { table } = this.state;
+    const parent = table.find(source);
+    const child = table.find(target);
+    const isPair =
+      parent !== undefined &&
+      child !== undefined &&
+      parent.removed &&
+      child.parent === parent.name &&
+      child.name !== this.state.meta.head &&
+      table.children(parent.name).length === 1;
+    if (!isPair) {
+      const text = `cannot coalesce ${target} into ${source}: not a removed parent and its only child`;
+      throw new StorageError('INVALID_STATE', text, { source, target });
+    }
+    const names = [parent.name, child.name];
+    await this.whileBusy(names, async () => {
+      const childLayer = await openLayer(this.state.store, child.name, false);
+      const parentFile = await this.openForWork(parent.name);
+      try {
+        const isLowest = parent.parent === '' && this.state.meta.backingFilePath === '';
+        await new Coalescer(this.io, parentFile, childLayer, isLowest, options).run();
+      } finally {
+        await parentFile.close();
+        await childLayer.file.close();
+      }
+    });
+  }
+
+  /** Punches out of the removed snapshot behind the head what the head hides. */
+  async prune(source: string, options: WorkOptions = {}): Promise<void> {
+    checkWritable(this.state);
+    const record = this.state.table.find(source);
+    const isBehindHead =
+      record !== undefined &&
+      record.removed &&
+      this.state.meta.parent === record.name &&
+      this.state.table.children(record.name).length === 1;
+    if (!isBehindHead) {
+      const text = `cannot prune ${source}: not a removed snapshot right behind the head`;
+      throw new StorageError('INVALID_STATE', text, { source });
+    }
+    await this.whileBusy([record.name], async () => {
+      const head: Layer = this.io.stack.head;
+      const file = await this.openForWork(record.name);
+      try {
+        await pruneBehind(this.io, file, head, options);
+      } finally {
+        await file.close();
+      }
+    });
+  }
+
+  private openForWork(diskName: string): ReturnType<Disk['open']> {
+    return this.state.store.disk.open(this.state.store.path(diskName), { writable: true });
+  }
+
+  private async whileBusy(names: readonly string[], work: () => Promise<void>): Promise<void> {
+    checkNotBusy(this.state, ...names);
+    for (const name of names) this.state.busyDisks.add(name);
+    try {
+      await work();
+    } finally {
+      for (const name of names) this.state.busyDisks.delete(name);
+    }
+  }
+
+  /** For trims, which hold a range, so that the chain stands still. */
+  async belowHead(mark: boolean): Promise<Layer[]> {
+    if (mark) await this.markAncestors();
+    return this.ancestorsWithOneChild()
+      .filter((record, i, all) => all.slice(0, i + 1).every((r) => r.removed))
+      .map((record) => this.io.stack.find(record.name))
+      .filter((layer) => layer !== undefined);
+  }
+
+  private async markAncestors(): Promise<void> {
+    while (this.marking !== null) await this.marking;
+    const unmarked = this.ancestorsWithOneChild().filter((record) => !record.removed);
+    if (unmarked.length === 0) return;
+    this.marking = (async (): Promise<void> => {
+      for (const record of unmarked) await this.writeRemoved(record);
+    })();
+    try {
+      await this.marking;
+    } finally {
+      this.marking = null;
+    }
+  }
+
+  /** From the head's parent up to the first disk that another branch depends on. */
+  private ancestorsWithOneChild(): DiskRecord[] {
+    const { table, meta } = this.state;
+    const records: DiskRecord[] = [];
+    for (const name of table.chainFrom(meta.head).slice(1)) {
+      const record = table.get(name);
+      if (record === undefined || table.children(name).length > 1) break;
+      records.push(record);
+    }
+    return records;
+  }
+
+  // --- questions ------------------------------------------------------------------------------
 
   /** 0 when the counter is off. */
   get revisionCounter(): number {
-    throw notYet();
+    return this.io.counter?.value ?? 0;
   }
 
-  async setRevisionCounter(_value: number): Promise<void> {
-    throw notYet();
+  /** @throws INVALID_STATE when the counter is off. */
+  async setRevisionCounter(value: number): Promise<void> {
+    if (this.io.counter === null) {
+      throw new StorageError('INVALID_STATE', 'the revision counter is disabled');
+    }
+    await this.io.counter.set(value);
   }
 
-  setUnmapMarkDiskChainRemoved(_enabled: boolean): void {
-    throw notYet();
+  setUnmapMarkDiskChainRemoved(enabled: boolean): void {
+    this.router.marksAncestors = enabled;
   }
 
-  setSnapshotMaxCount(_count: number): void {
-    throw notYet();
+  setSnapshotMaxCount(count: number): void {
+    this.state.snapshotMaxCount = count;
   }
 
-  setSnapshotMaxBytes(_bytes: number): void {
-    throw notYet();
+  setSnapshotMaxBytes(bytes: number): void {
+    this.snapshotMaxBytes = bytes;
   }
 
   info(): ChainInfo {
-    throw notYet();
+    const { meta } = this.state;
+    return {
+      sizeBytes: this.io.sizeBytes,
+      head: meta.head,
+      parent: meta.parent,
+      dirty: this.io.isDirty,
+      rebuilding: meta.rebuilding,
+      sectorBytes: meta.sectorBytes,
+      backingFilePath: meta.backingFilePath,
+      encrypted: meta.encrypted,
+      readOnly: this.io.isReadOnly,
+    };
   }
 
   /** Every disk record, live chain and side branches, sorted by name. */
-  async disks(): Promise<DiskInfo[]> {
-    throw notYet();
+  disks(): Promise<DiskInfo[]> {
+    const { store, table } = this.state;
+    return Promise.all(
+      table.all().map(async (record) => {
+        const stat = await store.disk.stat(store.path(record.name));
+        const { allocatedBytes, sizeBytes: imageBytes } = stat;
+        return { ...record, children: table.children(record.name), allocatedBytes, imageBytes };
+      }),
+    );
   }
 
   /** Disk names from the head to the root, removed ones left out. */
   liveChain(): string[] {
-    throw notYet();
+    const { table, top } = this.state;
+    return table.chainFrom(top).filter((name) => table.get(name)?.removed !== true);
   }
 
   async usage(): Promise<ChainUsage> {
-    throw notYet();
+    const { state } = this;
+    const snapshotCount = snapshotCountOf(state);
+    let snapshotBytes = 0;
+    for (const name of this.liveChain()) {
+      if (name === state.meta.head) continue;
+      snapshotBytes += (await state.store.disk.stat(state.store.path(name))).allocatedBytes;
+    }
+    return {
+      snapshotCount,
+      diskCount: state.table.size + (state.meta.backingFilePath === '' ? 0 : 1),
+      snapshotBytes,
+      remainingSnapshots: Math.max(0, state.snapshotMaxCount - snapshotCount),
+      snapshotMaxCount: state.snapshotMaxCount,
+      snapshotMaxBytes: this.snapshotMaxBytes,
+    };
   }
 
   async headUsage(): Promise<HeadUsage> {
-    throw notYet();
+    const stat = await this.state.store.disk.stat(this.state.store.path(this.state.meta.head));
+    const { allocatedBytes, modifiedMs, modifiedNs } = stat;
+    return { allocatedBytes, modifiedMs, modifiedNs };
   }
 
   /** Ranges (whole sectors, ascending, merged) in which some layer has data, for export and backup. */
-  async exportExtents(_options?: { includeBackingFile?: boolean }): Promise<DataRange[]> {
-    throw notYet();
+  exportExtents(options: { includeBackingFile?: boolean } = {}): Promise<ByteRange[]> {
+    return this.change(async () => {
+      const ranges: ByteRange[] = [];
+      for (const layer of this.io.stack.all()) {
+        if (layer.isBackingFile && options.includeBackingFile !== true) continue;
+        await visitExtents(layer, 0, this.io.sizeBytes, (beginOffset, endOffset) => {
+          ranges.push(wholeSectors(beginOffset, endOffset));
+        });
+      }
+      return mergeRanges(ranges);
+    });
   }
 
+  // --- the end --------------------------------------------------------------------------------
+
   /** Finishes what is in flight, makes it durable and writes Dirty=false. Idempotent. */
-  async close(): Promise<void> {
-    throw notYet();
+  close(): Promise<void> {
+    this.closing ??= this.turns.run(() => this.shutDown(true));
+    return this.closing;
   }
 
   /** Closes and removes every disk, volume.meta and revision.counter; the directory stays. */
   async delete(): Promise<void> {
-    throw notYet();
+    checkWritable(this.state);
+    this.closing ??= this.turns.run(() => this.shutDown(false));
+    await this.closing;
+    const { store, table } = this.state;
+    // Without volume.meta the directory is not initialised, whatever else is still there.
+    await store.removeIfPresent(VOLUME_META);
+    await store.syncDirectory();
+    for (const { name } of table.all()) {
+      await store.removeIfPresent(name + META_SUFFIX);
+      await store.removeIfPresent(name + CHECKSUM_SUFFIX);
+      await finishRemoval(store, name);
+    }
+    await store.removeIfPresent(REVISION_COUNTER);
+    await store.syncDirectory();
   }
-}
 
-function notYet(): StorageError {
-  return new StorageError('UNSUPPORTED', 'the image chain is being written');
+  private async shutDown(isClean: boolean): Promise<void> {
+    const { io, state } = this;
+    const held = await io.quiesce();
+    const mayBeTrusted = io.refusal === null && io.syncFailure === null;
+    io.refusal ??= new StorageError('CLOSED', 'the image chain is closed');
+    try {
+      if (io.isReadOnly || !isClean || !mayBeTrusted) return;
+      await io.stack.head.file.sync();
+      await io.counter?.sync();
+      await state.store.writeVolume({ ...state.meta, dirty: false });
+    } finally {
+      // Later requests are refused, but some may have been waiting for the range.
+      held.release();
+      const last = await io.quiesce();
+      last.release();
+      await io.stack.closeFiles();
+      await io.counter?.close();
+    }
+  }
 }

@@ -1,0 +1,46 @@
+// Arithmetic on lists of byte ranges. A normal list is ascending, without overlaps or empty ranges,
+// and adjacent ranges are merged.
+
+export interface ByteRange {
+  readonly beginOffset: number;
+  readonly endOffset: number;
+}
+
+/** The normal list of any ranges. */
+export function mergeRanges(ranges: readonly ByteRange[]): ByteRange[] {
+  const sorted = [...ranges].sort((a, b) => a.beginOffset - b.beginOffset);
+  const merged: { beginOffset: number; endOffset: number }[] = [];
+  for (const { beginOffset, endOffset } of sorted) {
+    if (beginOffset >= endOffset) continue;
+    const last = merged.at(-1);
+    if (last === undefined || beginOffset > last.endOffset) merged.push({ beginOffset, endOffset });
+    else last.endOffset = Math.max(last.endOffset, endOffset);
+  }
+  return merged;
+}
+
+/** What a normal list leaves of [beginOffset, endOffset). */
+export function gapsBetween(
+  ranges: readonly ByteRange[],
+  beginOffset: number,
+  endOffset: number,
+): ByteRange[] {
+  const gaps: ByteRange[] = [];
+  let position = beginOffset;
+  for (const range of ranges) {
+    const gapEnd = Math.min(range.beginOffset, endOffset);
+    if (position < gapEnd) gaps.push({ beginOffset: position, endOffset: gapEnd });
+    position = Math.max(position, range.endOffset);
+  }
+  if (position < endOffset) gaps.push({ beginOffset: position, endOffset });
+  return gaps;
+}
+
+/** What of the first normal list is in no range of the second. */
+export function subtractRanges(from: readonly ByteRange[], removed: readonly ByteRange[]): ByteRange[] {
+  return from.flatMap((range) => gapsBetween(removed, range.beginOffset, range.endOffset));
+}
+
+export function totalBytes(ranges: readonly ByteRange[]): number {
+  return ranges.reduce((sum, range) => sum + range.endOffset - range.beginOffset, 0);
+}
