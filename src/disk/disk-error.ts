@@ -17,10 +17,15 @@ const CODE_OF_ERRNO_NAME: Readonly<Record<string, ErrorCode>> = {
 /** Longhorn finds this text in error messages, so every full disk must say it. */
 const NO_SPACE_TEXT = 'no space left on device';
 
+/** Second names of EAGAIN and EOPNOTSUPP on Linux. */
+const ALIASES: ReadonlySet<string> = new Set(['EWOULDBLOCK', 'ENOTSUP']);
+
 const NAME_OF_ERRNO: ReadonlyMap<number, string> = new Map([
   // Corruption found by ext4 and XFS, which Node has no name for.
   [117, 'EUCLEAN'],
-  ...Object.entries(constants.errno).map(([name, errno]): [number, string] => [errno, name]),
+  ...Object.entries(constants.errno)
+    .filter(([name]) => !ALIASES.has(name))
+    .map(([name, errno]): [number, string] => [errno, name]),
 ]);
 
 /** 'ENOSPC' for 28; 'E9999' when the number has no name. */

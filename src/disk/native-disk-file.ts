@@ -1,14 +1,15 @@
 // An open file of the native disk. After close() begins no request reaches it, and the descriptor
 // is closed only when all earlier ones have finished.
 
+import { constants } from 'node:os';
+
 import type { NativeFileTable } from '../addon/addon.js';
 import { StorageError } from '../core/errors.js';
 import type { DiskFile, FileExtent } from './disk.js';
 import { diskErrorOfResult } from './disk-error.js';
 import { NO_FILE, type NativeDiskQueue } from './native-disk-queue.js';
 
-/** What the addon answers where it has no extents to give. */
-const EXTENTS_REFUSED: ReadonlySet<unknown> = new Set(['EOPNOTSUPP', 'ENOTTY']);
+const { EAGAIN, ENOTTY, EOPNOTSUPP } = constants.errno;
 
 export class NativeDiskFile implements DiskFile {
   readonly path: string;
@@ -82,9 +83,7 @@ export class NativeDiskFile implements DiskFile {
   /** Takes the file's exclusive lock until close(); false when another open file has it. */
   async tryLock(): Promise<boolean> {
     const result = await this.files.tryLock(this.openNumber());
-    if (result < 0 && diskErrorOfResult(result, 'lock', this.path).details['errno'] === 'EAGAIN') {
-      return false;
-    }
+    if (result === -EAGAIN) return false;
     this.check(result, 'lock');
     return true;
   }
@@ -121,7 +120,7 @@ export class NativeDiskFile implements DiskFile {
 
   private extentsError(result: number): StorageError {
     const error = diskErrorOfResult(result, 'list extents of', this.path);
-    if (!EXTENTS_REFUSED.has(error.details['errno'])) return error;
+    if (result !== -EOPNOTSUPP && result !== -ENOTTY) return error;
     const message = `the file system of ${this.path} does not list extents`;
     return new StorageError('EXTENTS_UNSUPPORTED', message, error.details);
   }

@@ -9,7 +9,7 @@ import { addon, type DiskBackend, type NativeFileTable } from '../addon/addon.js
 import { StorageError } from '../core/errors.js';
 import type { Logger } from '../core/log.js';
 import { Slab, SLAB_BYTES } from '../core/slab.js';
-import type { Disk, DiskFile, FileStat, OpenOptions } from './disk.js';
+import type { Disk, FileStat, OpenOptions } from './disk.js';
 import { diskErrorOfResult, diskErrorOfThrown } from './disk-error.js';
 import { NativeDiskFile } from './native-disk-file.js';
 import { NativeDiskQueue } from './native-disk-queue.js';
