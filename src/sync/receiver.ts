@@ -378,7 +378,7 @@ export class Receiver {
     const error = toStorageError(thrown);
     const { fileName, log } = this.options;
     log.warn('receiver.request.failed', { file: fileName, path: request.url, error });
-    if (response.headersSent || request.destroyed) {
+    if (response.headersSent || request.socket.destroyed) {
       response.destroy();
       return Promise.resolve(false);
     }

@@ -7,6 +7,7 @@ import { connect } from 'node:net';
 import type { Socket } from 'node:net';
 import { join } from 'node:path';
 
+import type { Clock } from '../../src/core/clock.js';
 import { silentLogger } from '../../src/core/log.js';
 import { realClock } from '../../src/core/clock-real.js';
 import type { Disk } from '../../src/disk/disk.js';
@@ -242,4 +243,13 @@ export class RawConnection {
 /** A request without a body as raw text. */
 export function rawRequest(method: 'GET' | 'POST', path: string): string {
   return `${method} ${path} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n`;
+}
+
+/** The real clock, so many times faster for whoever waits on it. */
+export function fastClock(factor: number): Clock {
+  return {
+    nowMs: () => realClock.nowMs() * factor,
+    wallTime: () => realClock.wallTime(),
+    after: (delayMs, callback, options) => realClock.after(delayMs / factor, callback, options),
+  };
 }
