@@ -79,7 +79,7 @@ class StreamConnection implements Connection {
     });
     this.stream.on('end', () => this.peerEnded());
     this.stream.on('finish', () => this.linger());
-    this.stream.on('close', () => this.finish(null));
+    this.stream.on('close', () => this.peerEnded());
   }
 
   start(handler: ConnectionHandler): void {
@@ -163,8 +163,9 @@ class StreamConnection implements Connection {
   }
 
   private peerEnded(): void {
-    if (this.state !== 'open') return;
-    this.finish(this.inbox.awaitsTarget() ? truncatedError(this.peer) : null);
+    const isCut = this.state === 'open' && this.inbox.awaitsTarget();
+    if (this.state === 'ending' && !this.stream.destroyed) return;
+    this.finish(isCut ? truncatedError(this.peer) : null);
   }
 
   private linger(): void {
