@@ -1,12 +1,12 @@
 // Longhorn's ReplicaService over a replica: checks requests, translates messages, nothing else.
 // Every method that changes something answers with the replica as it is afterwards.
 
-import {
-  type DiskInfo as DiskMessage,
-  type Replica as ReplicaMessage,
-  type ReplicaServiceDefinition,
+import type {
+  DiskInfo as DiskMessage,
+  Replica as ReplicaMessage,
+  ReplicaServiceDefinition,
 } from '../api/generated/replica.js';
-import { StorageError } from '../core/errors.js';
+import type { StorageError } from '../core/errors.js';
 import type { DiskInfo } from '../image/chain.js';
 import type { ServiceHandlers } from '../rpc/server.js';
 import { ALL_CAPABILITIES } from '../wire/replica/constants.js';
@@ -95,9 +95,7 @@ export function replicaHandlers(
     replicaGet: () => after(),
     replicaCreate: async ({ size }) => after(replica.create(parseSizeText(size))),
     replicaOpen: ({ isUpgrade, expectedBackendSize, engineGeneration }) =>
-      after(
-        replica.open({ isUpgrade, expectedBytes: expectedBackendSize, engineGeneration }),
-      ),
+      after(replica.open({ isUpgrade, expectedBytes: expectedBackendSize, engineGeneration })),
     replicaClose: () => after(replica.close()),
     replicaReload: () => after(replica.reload()),
     replicaDelete: async () => {

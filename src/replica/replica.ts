@@ -186,7 +186,8 @@ export class Replica implements BlockDevice {
       this.checkGeneration(request.engineGeneration);
       const info = await this.lookAtDirectory();
       // Opening what was never created must leave the directory as it is.
-      if (this.closedState === 'initial') throw new StorageError('NOT_FOUND', 'file does not exist');
+      if (this.closedState === 'initial')
+        throw new StorageError('NOT_FOUND', 'file does not exist');
       const { disk, directory, clock, log, revisionCounter, backingFilePath } = this.options;
       const chain = await ImageChain.open(disk, directory, {
         clock,
@@ -261,7 +262,8 @@ export class Replica implements BlockDevice {
   /** Unknown names succeed. @throws INVALID_STATE for the head. */
   markRemoved(name: string): Promise<void> {
     return this.whenOpen(async (chain) => {
-      if (name === chain.info().head) throw headRefused('mark the active differencing disk as removed');
+      if (name === chain.info().head)
+        throw headRefused('mark the active differencing disk as removed');
       await chain.markRemoved(name);
     });
   }

@@ -113,7 +113,8 @@ export class RpcChannel {
     const socket: Socket = 'path' in address ? connectSocket(address.path) : connectSocket(address);
     socket.setNoDelay(true);
     socket.setKeepAlive(true, TCP_KEEPALIVE_MS);
-    const authority = 'path' in address ? 'localhost' : `${bracketed(address.host)}:${address.port}`;
+    const authority =
+      'path' in address ? 'localhost' : `${bracketed(address.host)}:${address.port}`;
     const session = connectHttp2(`http://${authority}`, {
       createConnection: () => socket,
       settings: { enablePush: false },

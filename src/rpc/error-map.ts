@@ -2,7 +2,12 @@
 // with an exact text for nearly every failure, so its services do not use the kinds; our own
 // clients read the stable code from an extra trailer and never look at the text.
 
-import { ERROR_KIND_OF_CODE, StorageError, type ErrorCode, type ErrorKind } from '../core/errors.js';
+import {
+  ERROR_KIND_OF_CODE,
+  StorageError,
+  type ErrorCode,
+  type ErrorKind,
+} from '../core/errors.js';
 import { RPC_STATUS, RpcError, type RpcStatus } from './status.js';
 
 /** Trailer with the code of a StorageError. Longhorn peers ignore it. */
@@ -62,7 +67,12 @@ const CODE_OF_STATUS: Partial<Record<RpcStatus, ErrorCode>> = {
 export function storageErrorOfRpc(error: unknown): StorageError {
   if (error instanceof StorageError) return error;
   if (!(error instanceof RpcError)) {
-    return new StorageError('PEER_ERROR', error instanceof Error ? error.message : String(error), {}, error);
+    return new StorageError(
+      'PEER_ERROR',
+      error instanceof Error ? error.message : String(error),
+      {},
+      error,
+    );
   }
   const code = error.code ?? CODE_OF_STATUS[error.status] ?? 'PEER_ERROR';
   return new StorageError(code, error.message, { status: error.status }, error);

@@ -143,12 +143,12 @@ export function decodeStatusText(encoded: string): string {
   if (!encoded.includes('%')) return encoded;
   const bytes: number[] = [];
   for (let i = 0; i < encoded.length; i++) {
-    const escape = /^%([0-9a-fA-F]{2})/.exec(encoded.slice(i, i + 3));
-    if (escape === null) {
+    const hex = /^%([0-9a-fA-F]{2})/.exec(encoded.slice(i, i + 3));
+    if (hex === null) {
       bytes.push(encoded.charCodeAt(i) & 0xff);
       continue;
     }
-    bytes.push(Number.parseInt(escape[1] as string, 16));
+    bytes.push(Number.parseInt(hex[1] as string, 16));
     i += 2;
   }
   return Buffer.from(bytes).toString('utf8');

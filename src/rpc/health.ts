@@ -13,7 +13,9 @@ import { RPC_STATUS, RpcError } from './status.js';
 const WHOLE_SERVER = '';
 
 export class HealthStatuses {
-  private readonly statuses = new Map<string, SERVING_STATUS>([[WHOLE_SERVER, SERVING_STATUS.SERVING]]);
+  private readonly statuses = new Map<string, SERVING_STATUS>([
+    [WHOLE_SERVER, SERVING_STATUS.SERVING],
+  ]);
   private readonly watchers = new Set<() => void>();
   private isShutDown = false;
 

@@ -6,7 +6,13 @@ import { constants, type IncomingHttpHeaders, type ServerHttp2Stream } from 'nod
 import type { Clock, Timer } from '../core/clock.js';
 import { GRPC_CONTENT_TYPE } from './definition.js';
 import { ERROR_CODE_TRAILER } from './error-map.js';
-import { encodeStatusText, frameMessage, MessageDecoder, parseTimeoutMs, timerMs } from './framing.js';
+import {
+  encodeStatusText,
+  frameMessage,
+  MessageDecoder,
+  parseTimeoutMs,
+  timerMs,
+} from './framing.js';
 import { RPC_STATUS, RpcError } from './status.js';
 
 /** What a handler sees of its call. */

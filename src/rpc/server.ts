@@ -172,7 +172,9 @@ export class RpcServer {
       const failed = (error: NodeJS.ErrnoException): void => {
         const code = error.code === 'EADDRINUSE' ? 'ADDRESS_IN_USE' : 'INVALID_ARGUMENT';
         const where = options.path ?? `${options.host ?? ''}:${options.port}`;
-        reject(new StorageError(code, `cannot listen on ${where}: ${error.message}`, options, error));
+        reject(
+          new StorageError(code, `cannot listen on ${where}: ${error.message}`, options, error),
+        );
       };
       this.http.once('error', failed);
       this.http.listen(options, () => {
@@ -266,7 +268,12 @@ function decodeRequest(definition: MethodDefinition, payload: Buffer, path: stri
     return definition.requestType.decode(payload);
   } catch (error) {
     const why = error instanceof Error ? error.message : String(error);
-    throw new RpcError(RPC_STATUS.INTERNAL, `cannot decode the request of ${path}: ${why}`, 'BAD_FRAME', error);
+    throw new RpcError(
+      RPC_STATUS.INTERNAL,
+      `cannot decode the request of ${path}: ${why}`,
+      'BAD_FRAME',
+      error,
+    );
   }
 }
 

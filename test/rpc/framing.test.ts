@@ -54,7 +54,9 @@ function decodeInPieces(bytes: Buffer, cuts: readonly number[]): Buffer[] {
 t.test('messages cut at any one or two places decode the same', (t) => {
   for (let first = 0; first <= stream.length; first++) {
     for (let second = first; second <= stream.length; second++) {
-      if (decodeInPieces(stream, [first, second]).some((m, i) => !m.equals(messages[i] as Buffer))) {
+      if (
+        decodeInPieces(stream, [first, second]).some((m, i) => !m.equals(messages[i] as Buffer))
+      ) {
         t.fail(`cut at ${first} and ${second}`);
       }
     }
@@ -75,7 +77,10 @@ t.test('a message cut short is never delivered', (t) => {
 t.test('a length above the limit is refused from the prefix alone', (t) => {
   const decoder = new MessageDecoder(LIMIT_BYTES);
   const prefix = Buffer.from([0, 0xff, 0xff, 0xff, 0xff]);
-  t.equal(statusThrown(() => decoder.push(prefix)), RPC_STATUS.RESOURCE_EXHAUSTED);
+  t.equal(
+    statusThrown(() => decoder.push(prefix)),
+    RPC_STATUS.RESOURCE_EXHAUSTED,
+  );
   const fits = new MessageDecoder(LIMIT_BYTES).push(frameMessage(Buffer.alloc(LIMIT_BYTES)));
   t.equal(fits[0]?.length, LIMIT_BYTES);
   t.throws(() => new MessageDecoder(LIMIT_BYTES).push(frameMessage(Buffer.alloc(LIMIT_BYTES + 1))));
@@ -87,7 +92,10 @@ t.test('compressed and unknown flags are refused', (t) => {
     const frame = frameMessage(Buffer.from('x'));
     frame[0] = flags;
     const decoder = new MessageDecoder(LIMIT_BYTES);
-    t.equal(statusThrown(() => decoder.push(frame)), RPC_STATUS.INTERNAL);
+    t.equal(
+      statusThrown(() => decoder.push(frame)),
+      RPC_STATUS.INTERNAL,
+    );
   }
   t.end();
 });
@@ -96,7 +104,9 @@ t.test('any texts survive grpc-message, and the header is plain ASCII', (t) => {
   fc.assert(
     fc.property(fc.string({ unit: 'binary', maxLength: 200 }), (text) => {
       const encoded = encodeStatusText(text);
-      return /^[\x20-\x7e]*$/.test(encoded) && decodeStatusText(encoded) === Buffer.from(text).toString();
+      return (
+        /^[\x20-\x7e]*$/.test(encoded) && decodeStatusText(encoded) === Buffer.from(text).toString()
+      );
     }),
   );
   t.equal(encodeStatusText('100% näh\n'), '100%25 n%C3%A4h%0A');
@@ -137,7 +147,7 @@ t.test('only gRPC with protobuf is a gRPC content type', (t) => {
   t.end();
 });
 
-t.test('every error code maps to a status by kind, to UNKNOWN for Longhorn, and back', (t) => {
+t.test('every error code survives as a status and a trailer', (t) => {
   for (const code of Object.keys(ERROR_KIND_OF_CODE) as ErrorCode[]) {
     const error = new StorageError(code, 'text');
     t.not(statusByKind(error), RPC_STATUS.OK);
@@ -160,7 +170,8 @@ t.test('every error code maps to a status by kind, to UNKNOWN for Longhorn, and 
 t.test('a status that is no known number is UNKNOWN', (t) => {
   t.equal(parseStatus('0'), RPC_STATUS.OK);
   t.equal(parseStatus('16'), RPC_STATUS.UNAUTHENTICATED);
-  for (const bad of ['17', '-1', '', 'x', '1.5', '007']) t.equal(parseStatus(bad), RPC_STATUS.UNKNOWN);
+  for (const bad of ['17', '-1', '', 'x', '1.5', '007'])
+    t.equal(parseStatus(bad), RPC_STATUS.UNKNOWN);
   t.end();
 });
 
@@ -171,7 +182,10 @@ t.test('identity: a name is compared only when both sides know one', (t) => {
   check({});
   check({ 'volume-name': '' });
   check({ 'volume-name': 'vol', 'instance-name': 'vol-r-1' });
-  t.equal(statusThrown(() => check({ 'volume-name': 'other' })), RPC_STATUS.FAILED_PRECONDITION);
+  t.equal(
+    statusThrown(() => check({ 'volume-name': 'other' })),
+    RPC_STATUS.FAILED_PRECONDITION,
+  );
   t.throws(() => check({ 'volume-name': 'other' }), {
     message: 'incorrect volume name other; check replica address',
   });
@@ -189,7 +203,11 @@ t.test('addresses: TCP, IPv6 and unix', (t) => {
   t.same(parseRpcAddress('[::1]:80'), { host: '::1', port: 80 });
   t.same(parseRpcAddress('unix:///run/x.sock'), { path: '/run/x.sock' });
   for (const bad of ['', 'host', 'host:', 'host:0', 'host:65536', 'udp://h:1', ':5']) {
-    t.equal(statusThrown(() => parseRpcAddress(bad)), RPC_STATUS.INVALID_ARGUMENT, bad);
+    t.equal(
+      statusThrown(() => parseRpcAddress(bad)),
+      RPC_STATUS.INVALID_ARGUMENT,
+      bad,
+    );
   }
   t.end();
 });

@@ -12,7 +12,7 @@ import { ReplicaServiceDefinition } from '../../src/api/generated/replica.js';
 import { realClock } from '../../src/core/clock-real.js';
 import { StorageError } from '../../src/core/errors.js';
 import { silentLogger } from '../../src/core/log.js';
-import { createChannel, createClient, RpcChannel } from '../../src/rpc/client.js';
+import { createChannel, createClient, type RpcChannel } from '../../src/rpc/client.js';
 import type { ServiceDefinition } from '../../src/rpc/definition.js';
 import { statusUnknown, storageErrorOfRpc } from '../../src/rpc/error-map.js';
 import { createRpcServer, type RpcServer } from '../../src/rpc/server.js';
@@ -71,8 +71,12 @@ function callWithGrpcJs(
   for (const [name, value] of Object.entries(metadata)) headers.set(name, value);
   return new Promise((resolve) => {
     const call = (client as unknown as Record<string, (...args: unknown[]) => void>)[method];
-    call?.call(client, request, headers, options, (error: grpc.ServiceError | null, response: unknown) =>
-      resolve({ error, response }),
+    call?.call(
+      client,
+      request,
+      headers,
+      options,
+      (error: grpc.ServiceError | null, response: unknown) => resolve({ error, response }),
     );
   });
 }
@@ -182,7 +186,10 @@ t.test('a grpc-js client calls our server', async (t) => {
   });
   t.test('missing handler, unknown method and unknown service are UNIMPLEMENTED', async (t) => {
     const missing = (await call('volumeIO', { type: '', data: '', offset: 0, length: 0 })).error;
-    t.match(missing, { code: grpc.status.UNIMPLEMENTED, details: 'method VolumeIO not implemented' });
+    t.match(missing, {
+      code: grpc.status.UNIMPLEMENTED,
+      details: 'method VolumeIO not implemented',
+    });
     const replica = grpcClient(ReplicaServiceDefinition, port);
     const unknown = (await callWithGrpcJs(replica, 'replicaGet', {})).error;
     replica.close();
@@ -226,16 +233,17 @@ t.test('a grpc-js client calls our server', async (t) => {
   t.test('health: check, list, and a watch that sees each change and the shutdown', async (t) => {
     const health = grpcClient(HealthDefinition, port);
     t.teardown(() => health.close());
-    const check = (service: string): Promise<Outcome> => callWithGrpcJs(health, 'check', { service });
+    const check = (service: string): Promise<Outcome> =>
+      callWithGrpcJs(health, 'check', { service });
     t.same((await check('')).response, { status: SERVING.SERVING });
     t.equal((await check('nosuch')).error?.code, grpc.status.NOT_FOUND);
     server.health.set('ptypes.ControllerService', true);
     t.same((await callWithGrpcJs(health, 'list', {})).response, {
       statuses: { '': { status: 1 }, 'ptypes.ControllerService': { status: 1 } },
     });
-    const watch = (health as unknown as Record<string, (request: unknown) => grpc.ClientReadableStream<unknown>>)[
-      'watch'
-    ]?.({ service: 'late' }) as grpc.ClientReadableStream<{ status: number }>;
+    const watch = (
+      health as unknown as Record<string, (request: unknown) => grpc.ClientReadableStream<unknown>>
+    )['watch']?.({ service: 'late' }) as grpc.ClientReadableStream<{ status: number }>;
     const statuses: number[] = [];
     const ended = new Promise<{ code: number }>((resolve) =>
       watch.on('error', (error) => resolve(error as grpc.ServiceError)),

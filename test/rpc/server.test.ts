@@ -11,7 +11,10 @@ import {
   HealthCheckResponse_ServingStatus as SERVING,
   HealthDefinition,
 } from '../../src/api/generated/health.js';
-import { type ReplicaGetResponse, ReplicaServiceDefinition } from '../../src/api/generated/replica.js';
+import {
+  type ReplicaGetResponse,
+  ReplicaServiceDefinition,
+} from '../../src/api/generated/replica.js';
 import type { Clock } from '../../src/core/clock.js';
 import { realClock } from '../../src/core/clock-real.js';
 import { silentLogger } from '../../src/core/log.js';
@@ -21,7 +24,7 @@ import {
   type RpcAddress,
   type RpcClient,
 } from '../../src/rpc/client.js';
-import { createRpcServer, RpcServer } from '../../src/rpc/server.js';
+import { createRpcServer, type RpcServer } from '../../src/rpc/server.js';
 import { RPC_STATUS, RpcError } from '../../src/rpc/status.js';
 
 const EMPTY: ReplicaGetResponse = { replica: undefined };
@@ -38,7 +41,11 @@ async function listening(t: Test, server: RpcServer): Promise<number> {
   return port;
 }
 
-function clientOf(t: Test, address: number | RpcAddress, clock: Clock = realClock): RpcClient<Replica> {
+function clientOf(
+  t: Test,
+  address: number | RpcAddress,
+  clock: Clock = realClock,
+): RpcClient<Replica> {
   const target = typeof address === 'number' ? { host: '127.0.0.1', port: address } : address;
   const channel = createChannel(target, { clock, connectTimeoutMs: 5000 });
   t.teardown(() => channel.close());
@@ -74,7 +81,11 @@ function sendRaw(port: number, bytes: Uint8Array, until: 'goaway' | 'close'): Pr
 }
 
 /** A handler that waits until it is told to answer. */
-function gate(): { entered: Promise<void>; open: () => void; handler: () => Promise<ReplicaGetResponse> } {
+function gate(): {
+  entered: Promise<void>;
+  open: () => void;
+  handler: () => Promise<ReplicaGetResponse>;
+} {
   let enter = (): void => undefined;
   let open = (): void => undefined;
   const entered = new Promise<void>((resolve) => (enter = resolve));
@@ -88,7 +99,10 @@ function gate(): { entered: Promise<void>; open: () => void; handler: () => Prom
 }
 
 t.test('garbage ends its own connection and nothing else', async (t) => {
-  const port = await listening(t, newServer().addService(ReplicaServiceDefinition, { replicaGet: () => EMPTY }));
+  const port = await listening(
+    t,
+    newServer().addService(ReplicaServiceDefinition, { replicaGet: () => EMPTY }),
+  );
   const client = clientOf(t, port);
   t.same(await client.replicaGet({}), EMPTY);
   const preface = Buffer.from('PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n');
@@ -96,9 +110,23 @@ t.test('garbage ends its own connection and nothing else', async (t) => {
   const garbage = {
     'plain HTTP/1': Buffer.from('GET / HTTP/1.1\r\nHost: x\r\n\r\n'),
     'random bytes': Buffer.from(Array.from({ length: 4096 }, (_, i) => (i * 7919) & 0xff)),
-    'a frame longer than allowed': Buffer.concat([preface, settings, Buffer.from('ffffff000000000001', 'hex'), Buffer.alloc(70_000)]),
-    'DATA for a stream that is not open': Buffer.concat([preface, settings, Buffer.from('000001000000000005', 'hex'), Buffer.alloc(1)]),
-    'a broken header block': Buffer.concat([preface, settings, Buffer.from('000004010500000001ffffffff', 'hex')]),
+    'a frame longer than allowed': Buffer.concat([
+      preface,
+      settings,
+      Buffer.from('ffffff000000000001', 'hex'),
+      Buffer.alloc(70_000),
+    ]),
+    'DATA for a stream that is not open': Buffer.concat([
+      preface,
+      settings,
+      Buffer.from('000001000000000005', 'hex'),
+      Buffer.alloc(1),
+    ]),
+    'a broken header block': Buffer.concat([
+      preface,
+      settings,
+      Buffer.from('000004010500000001ffffffff', 'hex'),
+    ]),
   };
   for (const [what, bytes] of Object.entries(garbage)) {
     await sendRaw(port, bytes, 'goaway');
@@ -107,7 +135,10 @@ t.test('garbage ends its own connection and nothing else', async (t) => {
 });
 
 t.test('HTTP/2 that is not gRPC gets an HTTP status; half a message gets an error', async (t) => {
-  const port = await listening(t, newServer().addService(ReplicaServiceDefinition, { replicaGet: () => EMPTY }));
+  const port = await listening(
+    t,
+    newServer().addService(ReplicaServiceDefinition, { replicaGet: () => EMPTY }),
+  );
   const session = connectHttp2(`http://127.0.0.1:${port}`);
   t.teardown(() => session.destroy());
   const path = '/ptypes.ReplicaService/ReplicaGet';
@@ -129,7 +160,11 @@ t.test('HTTP/2 that is not gRPC gets an HTTP status; half a message gets an erro
   t.match(await ask(grpc, empty), { ':status': 200, 'grpc-status': '0' });
   t.match(await ask(grpc, Buffer.from('0000000005aa', 'hex')), { 'grpc-status': '13' });
   t.match(await ask(grpc, Buffer.alloc(0)), { 'grpc-status': '13' });
-  t.match(await ask(grpc, Buffer.alloc(10)), { 'grpc-status': '13' }, 'two requests in a unary call');
+  t.match(
+    await ask(grpc, Buffer.alloc(10)),
+    { 'grpc-status': '13' },
+    'two requests in a unary call',
+  );
   t.match(await ask(grpc, Buffer.from('0100000000', 'hex')), { 'grpc-status': '13' }, 'compressed');
   t.match(await ask({ ...grpc, 'grpc-encoding': 'gzip' }, empty), {
     'grpc-status': '12',
@@ -162,7 +197,10 @@ t.test('a peer that stays silent instead of speaking HTTP/2 is dropped', async (
 t.test('an idle connection is told to go; one with a call in flight is not', async (t) => {
   const { entered, open, handler } = gate();
   const server = createRpcServer({ clock: realClock, log: silentLogger, idleSessionMs: 50 });
-  const port = await listening(t, server.addService(ReplicaServiceDefinition, { replicaGet: handler }));
+  const port = await listening(
+    t,
+    server.addService(ReplicaServiceDefinition, { replicaGet: handler }),
+  );
   const client = clientOf(t, port);
   const running = client.replicaGet({});
   await entered;
@@ -187,7 +225,9 @@ t.test('a caller that vanishes in the middle of a call aborts it', async (t) => 
     let channel: ReturnType<typeof createChannel>;
     void listening(t, server).then(async (port) => {
       channel = createChannel({ host: '127.0.0.1', port }, { clock: realClock });
-      const error = await rpcErrorOf(createClient(ReplicaServiceDefinition, channel).replicaGet({}));
+      const error = await rpcErrorOf(
+        createClient(ReplicaServiceDefinition, channel).replicaGet({}),
+      );
       t.equal(error.status, RPC_STATUS.UNAVAILABLE);
       const later = rpcErrorOf(createClient(ReplicaServiceDefinition, channel).replicaGet({}));
       t.match(await later, { code: 'CLOSED' }, 'a closed channel stays closed');
@@ -218,11 +258,13 @@ t.test('a peer that is not a gRPC server is reported, not trusted', async (t) =>
   });
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
   t.teardown(() => server.close());
-  const error = await rpcErrorOf(clientOf(t, (server.address() as AddressInfo).port).replicaGet({}));
+  const error = await rpcErrorOf(
+    clientOf(t, (server.address() as AddressInfo).port).replicaGet({}),
+  );
   t.equal(error.status, RPC_STATUS.UNAVAILABLE);
 });
 
-t.test('nobody listening is UNAVAILABLE; the client finds the server once it is there', async (t) => {
+t.test('nobody listening is UNAVAILABLE until somebody listens', async (t) => {
   const first = newServer();
   const port = await first.listen('127.0.0.1', 0);
   await first.close(0);
