@@ -10,6 +10,7 @@ import type { StorageError } from '../core/errors.js';
 import type { DiskInfo } from '../image/chain.js';
 import type { ServiceHandlers } from '../rpc/server.js';
 import { ALL_CAPABILITIES } from '../wire/replica/constants.js';
+import { diskWorkHandlers } from './disk-work-service.js';
 import { expandError, invalidRequest } from './error-map.js';
 import type { Replica, ReplicaStatus } from './replica.js';
 
@@ -126,5 +127,6 @@ export function replicaHandlers(
       after(replica.setUnmapMarkDiskChainRemoved(enabled)),
     snapshotMaxCountSet: ({ count }) => after(replica.setSnapshotMaxCount(count)),
     snapshotMaxSizeSet: ({ size }) => after(replica.setSnapshotMaxBytes(size)),
+    ...diskWorkHandlers(replica),
   };
 }

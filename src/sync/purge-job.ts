@@ -1,27 +1,27 @@
 // Purges one replica: marks the snapshots nobody asked for as removed, then gets rid of every
-// removed one, from the leaves to the root. The replica process decides what each removal takes
-// and changes the chain; this job only moves data between the steps. A step is told to the replica
-// after its data is durable, so a crash leaves a chain that opens and a purge that can run again.
+// removed one, from the leaves to the root. The replica process decides what each removal takes and
+// does it, data work included: it alone can hold ranges against writes and trims. Each step begins
+// after the one before it is durable, so a crash leaves a chain that opens and a purge that can run
+// again; this job never touches a file itself.
 // Source: pkg/sync/rpc/server.go snapshotPurge (on-disk §8.3).
 
-import { join } from 'node:path';
-
-import type { PrepareRemoveAction, Replica, ReplicaServiceDefinition } from '../api/generated/replica.js';
+import type {
+  DiskWorkProgress,
+  PrepareRemoveAction,
+  Replica,
+  ReplicaServiceDefinition,
+} from '../api/generated/replica.js';
 import { StorageError } from '../core/errors.js';
 import type { Logger } from '../core/log.js';
-import type { Disk } from '../disk/disk.js';
-import { isHeadName, isSnapshotDiskName } from '../image/names.js';
+import { isSnapshotDiskName } from '../image/names.js';
+import { LONG_CALL_DEADLINE_MS } from '../rpc/client.js';
 import type { RpcClient } from '../rpc/client.js';
-import { coalesceLayers, pruneLayer } from './layer-work.js';
 import { percent } from './operation-status.js';
-import { checkFileName } from './query.js';
 
 export type ReplicaClient = RpcClient<typeof ReplicaServiceDefinition>;
 
 export interface PurgeOptions {
-  readonly disk: Disk;
   readonly log: Logger;
-  readonly directory: string;
   readonly replica: ReplicaClient;
   readonly signal: AbortSignal;
   readonly onProgress: (percentDone: number) => void;
@@ -112,33 +112,29 @@ async function runStep(
   step: PrepareRemoveAction,
   onShare: (share: number) => void,
 ): Promise<void> {
-  const { disk, directory, replica, signal } = options;
-  const layers = (): Parameters<typeof coalesceLayers>[0] => {
-    checkFileName(step.source);
-    checkFileName(step.target);
-    return {
-      disk,
-      lowerPath: join(directory, step.source),
-      upperPath: join(directory, step.target),
-      signal,
-      onProgress: (doneBytes, totalBytes) => onShare(doneBytes / Math.max(totalBytes, 1)),
-    };
-  };
+  const { replica, signal } = options;
+  const { source, target } = step;
+  const longCall = { signal, deadlineMs: LONG_CALL_DEADLINE_MS };
   switch (step.action) {
     case 'coalesce':
-      if (isHeadName(step.target)) {
-        throw new StorageError('INVALID_STATE', 'the head changes while it would be folded');
-      }
-      return await coalesceLayers(layers());
+      return await followWork(replica.diskCoalesce({ source, target }, longCall), onShare);
     case 'prune':
-      return await pruneLayer(layers());
+      return await followWork(replica.diskPrune({ source, target }, longCall), onShare);
     case 'replace':
-      await replica.diskReplace({ target: step.target, source: step.source }, { signal });
+      await replica.diskReplace({ target, source }, { signal });
       return;
     case 'remove':
-      await replica.diskRemove({ name: step.source, force: false }, { signal });
+      await replica.diskRemove({ name: source, force: false }, { signal });
       return;
     default:
       throw new StorageError('UNSUPPORTED', `unknown purge step '${step.action}'`);
   }
+}
+
+/** Waits for the end of the stream, which comes when the work is durable. */
+async function followWork(
+  work: AsyncIterable<DiskWorkProgress>,
+  onShare: (share: number) => void,
+): Promise<void> {
+  for await (const { doneBytes, totalBytes } of work) onShare(doneBytes / Math.max(totalBytes, 1));
 }

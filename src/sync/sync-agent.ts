@@ -235,12 +235,10 @@ export class SyncAgent {
   }
 
   private async runPurge(): Promise<void> {
-    const { disk, log, directory, replica } = this.options;
+    const { log, replica } = this.options;
     try {
       await purgeSnapshots({
-        disk,
         log,
-        directory,
         replica,
         signal: this.abort.signal,
         onProgress: (progress) => {

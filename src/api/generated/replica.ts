@@ -206,6 +206,17 @@ export interface PrepareRemoveAction {
   target: string;
 }
 
+/** A PrepareRemoveAction of kind coalesce or prune. */
+export interface DiskWorkRequest {
+  source: string;
+  target: string;
+}
+
+export interface DiskWorkProgress {
+  doneBytes: number;
+  totalBytes: number;
+}
+
 function createBaseReplicaCreateRequest(): ReplicaCreateRequest {
   return { size: "" };
 }
@@ -2462,6 +2473,120 @@ export const PrepareRemoveAction: MessageFns<PrepareRemoveAction> = {
   },
 };
 
+function createBaseDiskWorkRequest(): DiskWorkRequest {
+  return { source: "", target: "" };
+}
+
+export const DiskWorkRequest: MessageFns<DiskWorkRequest> = {
+  encode(message: DiskWorkRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.source !== "") {
+      writer.uint32(10).string(message.source);
+    }
+    if (message.target !== "") {
+      writer.uint32(18).string(message.target);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): DiskWorkRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseDiskWorkRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.source = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.target = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+};
+
+function createBaseDiskWorkProgress(): DiskWorkProgress {
+  return { doneBytes: 0, totalBytes: 0 };
+}
+
+export const DiskWorkProgress: MessageFns<DiskWorkProgress> = {
+  encode(message: DiskWorkProgress, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.doneBytes !== 0) {
+      writer.uint32(8).int64(message.doneBytes);
+    }
+    if (message.totalBytes !== 0) {
+      writer.uint32(16).int64(message.totalBytes);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): DiskWorkProgress {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseDiskWorkProgress();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.doneBytes = longToNumber(reader.int64());
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.totalBytes = longToNumber(reader.int64());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+};
+
 export type ReplicaServiceDefinition = typeof ReplicaServiceDefinition;
 export const ReplicaServiceDefinition = {
   name: "ReplicaService",
@@ -2609,6 +2734,26 @@ export const ReplicaServiceDefinition = {
       requestStream: false,
       responseType: SnapshotMaxSizeSetResponse as typeof SnapshotMaxSizeSetResponse,
       responseStream: false,
+      options: {},
+    },
+    /**
+     * This project's own: the data work of a purge, done by the process that owns the chain, because
+     * only it can hold ranges against writes and trims meanwhile. Ends when the work is durable.
+     */
+    diskCoalesce: {
+      name: "DiskCoalesce",
+      requestType: DiskWorkRequest as typeof DiskWorkRequest,
+      requestStream: false,
+      responseType: DiskWorkProgress as typeof DiskWorkProgress,
+      responseStream: true,
+      options: {},
+    },
+    diskPrune: {
+      name: "DiskPrune",
+      requestType: DiskWorkRequest as typeof DiskWorkRequest,
+      requestStream: false,
+      responseType: DiskWorkProgress as typeof DiskWorkProgress,
+      responseStream: true,
       options: {},
     },
   },
