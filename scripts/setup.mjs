@@ -275,7 +275,9 @@ async function bundleProgram() {
     { inputs, extra: [], outputs: ['dist/bundle/app/main.js'] },
     async () => {
       const { bundle } = await import('./bundle.mjs');
-      await bundle(repoRoot);
+      await bundle(repoRoot).catch((error) => {
+        throw new SetupError(`esbuild: ${error.message}`);
+      });
     },
   );
 }
