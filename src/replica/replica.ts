@@ -21,7 +21,6 @@ import {
   type WorkOptions,
 } from '../image/chain.js';
 import { META_SECTOR_BYTES, type VolumeMeta } from '../image/metadata.js';
-import { MetadataStore } from '../image/metadata-store.js';
 
 export type ReplicaState = 'initial' | 'closed' | 'open' | 'dirty' | 'rebuilding' | 'error';
 
@@ -82,12 +81,12 @@ export class Replica implements BlockDevice {
   readonly directory: string;
   readonly hasRevisionCounter: boolean;
   private readonly options: ReplicaOptions;
-  private readonly store: MetadataStore;
   /** Control operations run one at a time, in the order of the calls. */
   private readonly operations = new Mutex();
   private chain: ImageChain | null = null;
   /** Ends long work on the open chain when it closes. */
-  private work = new AbortController();
+  private workEnd = new AbortController();
+  private readonly works = new Set<Promise<void>>();
   /** State while no chain is open, as last seen; pings must be answered without reading the disk. */
   private closedState: ReplicaState = 'initial';
   /** Why the open chain cannot be trusted any more: one of its files could not be looked at. */
@@ -103,7 +102,6 @@ export class Replica implements BlockDevice {
     this.options = options;
     this.directory = options.directory;
     this.hasRevisionCounter = options.revisionCounter;
-    this.store = new MetadataStore(options.disk, options.directory);
     const { unmapMarkDiskChainRemoved, snapshotMaxCount, snapshotMaxBytes } = options;
     this.settings = { unmapMarkDiskChainRemoved, snapshotMaxCount, snapshotMaxBytes };
   }
@@ -198,7 +196,7 @@ export class Replica implements BlockDevice {
       });
       await this.makeRoomForHeader(chain, request);
       this.fault = null;
-      this.work = new AbortController();
+      this.workEnd = new AbortController();
       this.chain = chain;
       this.newestEngineGeneration = Math.max(this.newestEngineGeneration, request.engineGeneration);
       log.info('replica.opened', {
@@ -366,10 +364,16 @@ export class Replica implements BlockDevice {
     operation: (chain: ImageChain, work: WorkOptions) => Promise<void>,
   ): Promise<void> {
     if (this.chain === null) throw notOpen();
-    const closing = this.work.signal;
+    const closing = this.workEnd.signal;
     const signal =
       options.signal === undefined ? closing : AbortSignal.any([closing, options.signal]);
-    await operation(this.chain, { ...options, signal });
+    const work = operation(this.chain, { ...options, signal });
+    this.works.add(work);
+    try {
+      await work;
+    } finally {
+      this.works.delete(work);
+    }
   }
 
   /** New requests are refused from here on; the chain itself waits for those in flight. */
@@ -378,7 +382,9 @@ export class Replica implements BlockDevice {
     if (chain === null) return;
     this.chain = null;
     this.closedState = 'closed';
-    this.work.abort();
+    this.workEnd.abort();
+    // Nothing may change the directory any more once the replica says that it is closed.
+    await Promise.allSettled(this.works);
     await end(chain);
     await this.lookAtDirectory();
     this.options.log.info(event);
@@ -435,11 +441,13 @@ export class Replica implements BlockDevice {
   /** Sets closedState; returns volume.meta when it is there and readable. */
   private async lookAtDirectory(): Promise<VolumeMeta | null> {
     try {
-      const meta = await this.store.readVolume();
+      const meta = await ImageChain.probe(this.options.disk, this.directory);
       this.closedState = meta === null ? 'initial' : 'closed';
       return meta;
     } catch (error) {
-      this.closedState = 'error';
+      const isMissing = error instanceof StorageError && error.code === 'NOT_FOUND';
+      this.closedState = isMissing ? 'initial' : 'error';
+      if (isMissing) return null;
       this.options.log.warn('replica.metadata.unreadable', { error });
       return null;
     }

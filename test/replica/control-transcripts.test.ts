@@ -13,7 +13,8 @@ import { BLOCK_OP, submitAndWait } from '../../src/core/block-device.js';
 import { realClock } from '../../src/core/clock-real.js';
 import { silentLogger } from '../../src/core/log.js';
 
-import { createNativeDisk, type NativeDisk } from '../../src/disk/native-disk.js';
+import { createNativeDisk, createSlab, type NativeDisk } from '../../src/disk/native-disk.js';
+import { MIB } from '../../src/core/units.js';
 import { replicaHandlers } from '../../src/replica/control-service.js';
 import { Replica, type ReplicaOptions } from '../../src/replica/replica.js';
 import { statusUnknown } from '../../src/rpc/error-map.js';
@@ -76,7 +77,7 @@ class Rig {
   static async start(t: Test, options: Partial<ReplicaOptions> = {}): Promise<Rig> {
     const parent = await mkdtemp(join(tmpdir(), 'replica-'));
     const directory = join(parent, 'r1');
-    const disk = createNativeDisk({ log: silentLogger });
+    const disk = createNativeDisk({ slab: createSlab(MIB), log: silentLogger });
     const replica = await Replica.at({
       disk,
       directory,
