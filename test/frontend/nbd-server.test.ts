@@ -208,7 +208,7 @@ async function startTls(client: RawClient, options: object): Promise<RawClient> 
 
 t.test('TLS', async (t) => {
   if (!(await isInstalled('openssl'))) {
-    t.comment('openssl is not installed: TLS is not tested');
+    t.pass('left out', { skip: 'openssl is not installed' });
     return;
   }
   const files = await makeCertificates();
@@ -307,7 +307,7 @@ t.test('TLS', async (t) => {
 
   await t.test('libnbd connects over TLS', async (t) => {
     if (!(await isInstalled('nbdinfo'))) {
-      t.comment('nbdinfo is not installed');
+      t.pass('left out', { skip: 'nbdinfo is not installed' });
       return;
     }
     const service = await startNbdService({
