@@ -7,4 +7,6 @@ export const EXIT_CODE = {
   usage: 2,
   /** ENODATA: an engine found no usable replica (they answer, but none can be trusted). */
   noUsableReplica: 61,
+  /** SIGINT or SIGTERM ended a command that was waiting; what it left is said on stderr. */
+  interrupted: 130,
 } as const;

@@ -49,7 +49,10 @@ export function parseHostPort(address: string): HostPort {
     // The reason is always the same and said below.
   }
   if (parsed === null || !('host' in parsed)) {
-    throw new StorageError('INVALID_ARGUMENT', `'${address}' is not an address like 127.0.0.1:9501`);
+    throw new StorageError(
+      'INVALID_ARGUMENT',
+      `'${address}' is not an address like 127.0.0.1:9501`,
+    );
   }
   return parsed;
 }
@@ -94,9 +97,9 @@ export class Connections {
     return createClient(SyncAgentServiceDefinition, this.channel(host, agentPort, instanceName));
   }
 
-  /** Runs a call on the engine. @param what completes "failed to … for volume ADDRESS". */
+  /** Runs a call on the engine. @param what completes "failed to … HOST:PORT". */
   onEngine<T>(what: string, call: (engine: EngineApi) => Promise<T>): Promise<T> {
-    return withContext(`failed to ${what} for volume ${this.engineName}`, () => call(this.engine));
+    return withContext(`failed to ${what} ${this.engineName}`, () => call(this.engine));
   }
 
   close(): void {
@@ -109,7 +112,10 @@ export class Connections {
     const existing = this.channels.get(key);
     if (existing !== undefined) return existing;
     const { clock, volumeName } = this.options;
-    const channel = createChannel({ host, port }, { clock, identity: { volumeName, instanceName } });
+    const channel = createChannel(
+      { host, port },
+      { clock, identity: { volumeName, instanceName } },
+    );
     this.channels.set(key, channel);
     return channel;
   }

@@ -199,7 +199,7 @@ class Rebuild {
     this.throwIfAborted();
     const { address } = this.request;
     this.hasJoined = true;
-    await this.connections.onEngine(`create replica ${address}`, (engine) =>
+    await this.connections.onEngine(`create replica ${address} for volume`, (engine) =>
       engine.controllerReplicaCreate({ address, snapshotRequired, mode: WireMode.WO }),
     );
   }
@@ -261,8 +261,9 @@ class Rebuild {
   private async prepare(): Promise<SyncFileInfo[]> {
     const { address } = this.request;
     const instanceName = this.connections.options.replicaInstanceName ?? '';
-    const reply = await this.connections.onEngine(`prepare rebuild of ${address}`, (engine) =>
-      engine.replicaPrepareRebuild({ address, instanceName }),
+    const reply = await this.connections.onEngine(
+      `prepare rebuild of ${address} for volume`,
+      (engine) => engine.replicaPrepareRebuild({ address, instanceName }),
     );
     const head = reply.syncFileInfoList.find(({ toFileName }) => /^volume-head-/.test(toFileName));
     if (head !== undefined) {

@@ -30,7 +30,7 @@ function modeOfWire(mode: WireMode): ReplicaMode {
 
 /** In the engine's order. */
 export async function listReplicas(connections: Connections): Promise<ReplicaEntry[]> {
-  const { replicas } = await connections.onEngine('list replicas', (engine) =>
+  const { replicas } = await connections.onEngine('list replicas for volume', (engine) =>
     engine.replicaList({}),
   );
   return replicas.map(({ address, mode }) => ({
@@ -64,7 +64,7 @@ export async function describeReplicas(connections: Connections): Promise<Descri
 }
 
 export async function removeReplica(connections: Connections, address: string): Promise<void> {
-  await connections.onEngine(`delete replica ${address}`, (engine) =>
+  await connections.onEngine(`delete replica ${address} for volume`, (engine) =>
     engine.replicaDelete({ address, instanceName: '' }),
   );
 }
@@ -75,14 +75,14 @@ export async function updateReplica(
   address: string,
   mode: ReplicaMode,
 ): Promise<void> {
-  await connections.onEngine(`update replica ${address} to mode ${mode}`, (engine) =>
+  await connections.onEngine(`update replica ${address} to mode ${mode} for volume`, (engine) =>
     engine.replicaUpdate({ address: { address, instanceName: '' }, mode: WireMode[mode] }),
   );
 }
 
 export async function verifyRebuild(connections: Connections, address: string): Promise<void> {
   const instanceName = connections.options.replicaInstanceName ?? '';
-  await connections.onEngine(`verify rebuilt replica ${address}`, (engine) =>
+  await connections.onEngine(`verify rebuilt replica ${address} for volume`, (engine) =>
     engine.replicaVerifyRebuild({ address, instanceName }),
   );
 }

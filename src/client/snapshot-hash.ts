@@ -66,7 +66,9 @@ export async function hashStatuses(
   return statusOfEach(
     live.map(({ address }) => address),
     async (address) => {
-      const status = await connections.syncAgent(address).snapshotHashStatus({ snapshotName: name });
+      const status = await connections
+        .syncAgent(address)
+        .snapshotHashStatus({ snapshotName: name });
       const { state, checksum, error, silentlyCorrupted } = status;
       return { state, checksum, error, silentlyCorrupted };
     },
