@@ -30,6 +30,7 @@ export async function clearLeftovers(
   await clearInterruptedRemovals(store, table, fileNames, log);
   const inodes = await imageInodes(store, table);
   const live = new Set(table.chainFrom(headName));
+  await clearLinksWithoutRecord(store, table, inodes, fileNames, log);
   await clearInterruptedSnapshot(store, table, inodes, headName, live, log);
   await finishInterruptedReplace(store, table, inodes, live, log);
   await clearRecordsWithoutImage(store, table, inodes, live, log);
@@ -104,6 +105,28 @@ async function imageInodes(store: MetadataStore, table: DiskTable): Promise<Map<
     }
   }
   return inodes;
+}
+
+/**
+ * A second name of an image that a disk has anyway. An image of its own without a record stays: a
+ * restore or rebuild may have just put it there.
+ */
+async function clearLinksWithoutRecord(
+  store: MetadataStore,
+  table: DiskTable,
+  inodes: ReadonlyMap<string, bigint>,
+  fileNames: readonly string[],
+  log: Logger,
+): Promise<void> {
+  const known = new Set(inodes.values());
+  for (const fileName of fileNames) {
+    if (!isSnapshotDiskName(fileName) || table.get(fileName) !== undefined) continue;
+    // It may be gone: an interrupted removal has been finished before.
+    if (!(await store.exists(fileName))) continue;
+    if (!known.has((await store.disk.stat(store.path(fileName))).inode)) continue;
+    log.info('image.leftover.link.removed', { fileName });
+    await store.removeIfPresent(fileName);
+  }
 }
 
 /** A snapshot that shares the head's image was never committed: the head is still written. */
