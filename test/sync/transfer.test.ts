@@ -329,6 +329,44 @@ t.test('the sender waits for a receiver that starts late and repeats what got a 
   t.ok(await sameFile(disk, at('source.img'), target, '/late.img'));
 });
 
+t.test('what close has answered for survives a power failure at once', async (t) => {
+  const target = new MemoryDisk();
+  await disk.writeFile(at('durable.img.meta'), Buffer.from('{"Name":"durable"}'));
+  const { changedNs } = await disk.stat(at('source.img'));
+  const record = { method: 'crc64', checksum: '0123456789abcdef' };
+  await writeChecksumRecord(disk, at('source.img'), { ...record, changedNs });
+  t.teardown(() => disk.unlink(at('source.img.checksum')));
+  for (const [from, to] of [
+    ['source.img', 'd.img'],
+    ['durable.img.meta', 'd.img.meta'],
+  ] as const) {
+    const receiver = await launchReceiver(target, '/', to);
+    await send(disk, at(from), receiver.port);
+    t.equal(await receiver.done, 'closed');
+    target.restart(); // nothing that was not synced survives
+    t.equal(await sha256Of(target, `/${to}`), await sha256Of(disk, at(from)), to);
+  }
+  t.match(await readChecksumRecord(target, '/d.img'), record);
+});
+
+t.test('a hash is not recorded when any piece failed on the way', async (t) => {
+  const { changedNs } = await disk.stat(at('source.img'));
+  const record = { method: 'crc64', checksum: '0123456789abcdef', changedNs };
+  await writeChecksumRecord(disk, at('source.img'), record);
+  t.teardown(() => disk.unlink(at('source.img.checksum')));
+  const target = new MemoryDisk();
+  let faults = 1;
+  target.fault = (call) => (call.kind === 'write' && faults-- > 0 ? 'IO_ERROR' : null);
+  const receiver = await launchReceiver(target, '/', 'once.img');
+  await send(disk, at('source.img'), receiver.port, {
+    clock: fastClock(20),
+    timeoutMs: 1_000_000,
+  });
+  t.equal(await receiver.done, 'closed');
+  t.ok(await sameFile(disk, at('source.img'), target, '/once.img'));
+  await t.rejects(target.stat('/once.img.checksum'), { code: 'NOT_FOUND' });
+});
+
 t.test('cancelling the sender closes the receiver and fails with CANCELLED', async (t) => {
   const abort = new AbortController();
   const receiver = await launchReceiver(disk, directory, 'cancelled.img');
