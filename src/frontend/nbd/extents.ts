@@ -1,6 +1,23 @@
 // Turns a device's extents into the descriptors of a BLOCK_STATUS reply, in place.
 
 import { EXTENT_ENTRY_BYTES } from '../../core/block-device.js';
+import type { StorageError } from '../../core/errors.js';
+
+/** The device cannot tell extents; its data is to be reported as allocated. */
+export function isExtentsUnsupported(error: StorageError | null): boolean {
+  return error?.code === 'UNSUPPORTED' || error?.code === 'EXTENTS_UNSUPPORTED';
+}
+
+/** One descriptor that calls the range allocated data, which a server may say of anything. */
+export function writeDataDescriptor(
+  view: DataView,
+  bufferOffset: number,
+  rangeBytes: number,
+): number {
+  view.setUint32(bufferOffset, rangeBytes);
+  view.setUint32(bufferOffset + 4, 0);
+  return EXTENT_ENTRY_BYTES;
+}
 
 /**
  * Rewrites little-endian {length, flags} pairs as big-endian descriptors (proto.md,

@@ -1,7 +1,7 @@
 // One NBD request from its header to the moment its reply has left, or one part of a large one.
 // Pooled by its session: nothing is allocated per request once the pool has grown.
 
-import { BlockRequest } from '../../core/block-device.js';
+import { BLOCK_OP, BlockRequest, type BlockOp } from '../../core/block-device.js';
 import type { StorageError } from '../../core/errors.js';
 import { NO_BUFFER } from '../../core/slab.js';
 import { NBD_ERROR, type NbdError } from '../../wire/nbd/constants.js';
@@ -25,7 +25,7 @@ export class NbdRequest extends BlockRequest {
   /** The request that this one is a part of. */
   whole: NbdRequest | null = null;
   /** What follows is for requests that are split. */
-  partOp: BlockRequest['op'] = 0;
+  partOp: BlockOp = BLOCK_OP.read;
   partBytesMax = 0;
   partsMax = 0;
   /** Where the next part begins, and the end of the last one. */
@@ -36,6 +36,8 @@ export class NbdRequest extends BlockRequest {
   /** Parts begun whose memory is still in use; includes replies that have not left. */
   partsHeld = 0;
   isAdvancing = false;
+  /** False while payload of a split write is still to come from the client. */
+  isFed = true;
   partError: StorageError | null = null;
   /** Nothing more will be sent for this request. */
   isReplied = false;
@@ -48,6 +50,23 @@ export class NbdRequest extends BlockRequest {
     this.bufferOffset = NO_BUFFER;
   }
 
+  /** Prepares to run as parts of at most partBytesMax, partsMax of them together. */
+  split(partOp: BlockOp, partBytesMax: number, partsMax: number): void {
+    this.partOp = partOp;
+    this.partBytesMax = partBytesMax;
+    this.partsMax = partsMax;
+    this.nextOffset = this.offsetBytes;
+    this.endOffset = this.offsetBytes + this.lengthBytes;
+  }
+
+  get hasPartsToBegin(): boolean {
+    return this.partError === null && this.nextOffset < this.endOffset;
+  }
+
+  get mayBeginPart(): boolean {
+    return this.hasPartsToBegin && this.partsHeld < this.partsMax;
+  }
+
   /** Makes a used object as good as new, apart from what every request sets. */
   reset(): void {
     this.fua = false;
@@ -58,6 +77,7 @@ export class NbdRequest extends BlockRequest {
     this.partsPending = 0;
     this.partsHeld = 0;
     this.partError = null;
+    this.isFed = true;
     this.isReplied = false;
     this.isReplyBegun = false;
   }
