@@ -42,7 +42,6 @@ export function createSyncAgentHandlers(agent: SyncAgent): SyncAgentHandlers {
       snapshotName: '',
     }),
     snapshotClone: () => notYet('cloning a snapshot'),
-    volumeExport: () => notYet('exporting a volume'),
     backupCreate: () => notYet('backup'),
     backupRemove: () => notYet('backup'),
     backupRestore: () => notYet('restore'),
@@ -66,6 +65,17 @@ function fileHandlers(agent: SyncAgent): SyncAgentHandlers {
         host: request.host,
         port: request.port,
         isFastSync: request.fastSync,
+        timeoutSeconds: request.fileSyncHttpClientTimeout,
+        signal: call.signal,
+      });
+      return {};
+    },
+    async volumeExport(request, call) {
+      await agent.exportSnapshot({
+        snapshotName: request.snapshotFileName,
+        includesBackingImage: request.exportBackingImageIfExist,
+        host: request.host,
+        port: request.port,
         timeoutSeconds: request.fileSyncHttpClientTimeout,
         signal: call.signal,
       });

@@ -164,12 +164,7 @@ async function readPiece(
   return { layout, buffer };
 }
 
-function checkedUpdate(
-  crc: Crc64,
-  piece: ReadPiece,
-  sizeBytes: number,
-  signal: AbortSignal,
-): void {
+function checkedUpdate(crc: Crc64, piece: ReadPiece, sizeBytes: number, signal: AbortSignal): void {
   const { beginOffset, endOffset } = piece.layout;
   const count = Math.min(endOffset, sizeBytes) - beginOffset;
   if (piece.buffer === null) {

@@ -5,6 +5,8 @@
 import { createHash } from 'node:crypto';
 
 import { assert } from '../core/assert.js';
+import { BLOCK_OP, submitAndWait } from '../core/block-device.js';
+import type { BlockDevice } from '../core/block-device.js';
 import { StorageError } from '../core/errors.js';
 import { REQUEST_BYTES_MAX } from '../core/limits.js';
 import { NO_BUFFER } from '../core/slab.js';
@@ -91,6 +93,13 @@ export class PieceBuffer {
     }
   }
 
+  /** Slab offset of the first buffer. */
+  get bufferOffset(): number {
+    const [offset] = this.offsets;
+    assert(offset !== undefined, 'the piece is held');
+    return offset;
+  }
+
   release(): void {
     for (const offset of this.offsets) this.disk.slab.release(offset);
     this.offsets = [];
@@ -146,6 +155,22 @@ export class PieceBuffer {
       count += result;
     }
     this.lengthBytes = Math.min(count, lengthBytes);
+  }
+
+  /** Fills the piece from a device. The range is inside it. */
+  async readDevice(device: BlockDevice, offsetBytes: number, lengthBytes: number): Promise<void> {
+    this.lengthBytes = lengthBytes;
+    const results = await Promise.allSettled(
+      this.parts().map((part) =>
+        submitAndWait(device, {
+          op: BLOCK_OP.read,
+          offsetBytes: offsetBytes + part.beginBytes,
+          lengthBytes: part.lengthBytes,
+          bufferOffset: part.bufferOffset,
+        }),
+      ),
+    );
+    for (const result of results) if (result.status === 'rejected') throw result.reason;
   }
 
   /** Writes one of the piece's buffers to its place in a piece that starts at fileOffsetBytes. */

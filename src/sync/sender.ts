@@ -1,4 +1,4 @@
-// Sends one raw layer file to a receiver: holes as holes, data in pieces, several in flight. When
+// Sends a raw layer file or a merged snapshot to a receiver: holes as holes, data in pieces, several in flight. When
 // the destination existed only what differs by SHA-512 is sent, and with a current hash record on
 // both sides nothing at all. After a failed transfer close carries no checksum: the receiver would
 // record it for content it does not have. Source: sparse-tools sparse/client.go, data-protocol §5.
@@ -6,25 +6,22 @@
 import type { Clock } from '../core/clock.js';
 import { StorageError, toStorageError } from '../core/errors.js';
 import type { Logger } from '../core/log.js';
-import type { Disk, DiskFile } from '../disk/disk.js';
+import type { Disk } from '../disk/disk.js';
 import { BandwidthLimit } from './bandwidth.js';
-import { decodeChecksumRecord, isRecordCurrent } from './checksum-record.js';
-import type { ChecksumRecord } from './checksum-record.js';
-import { readChecksumRecord } from './checksum-store.js';
+import { decodeChecksumRecord } from './checksum-record.js';
 import { CLOSE_TIMEOUT_MS, REQUEST_TIMEOUT_MS, SENDER_WORKERS } from './constants.js';
-import { filePieces } from './layout.js';
 import type { LayoutPiece } from './layout.js';
 import { PieceBuffer } from './piece-buffer.js';
 import { intervalParameters } from './query.js';
 import type { Interval } from './query.js';
+import { openFileSource } from './send-source.js';
+import type { SendSource } from './send-source.js';
 import { SyncClient } from './sync-client.js';
 
 export interface SendOptions {
   readonly disk: Disk;
   readonly clock: Clock;
   readonly log: Logger;
-  /** Absolute path of the file. */
-  readonly sourcePath: string;
   readonly host: string;
   readonly port: number;
   /** Compare hash records first and skip the transfer when they agree. */
@@ -37,6 +34,11 @@ export interface SendOptions {
   readonly signal?: AbortSignal;
 }
 
+export interface SendFileOptions extends SendOptions {
+  /** Absolute path of the file. */
+  readonly sourcePath: string;
+}
+
 export interface SendResult {
   readonly sizeBytes: number;
   /** Data of the source, sent or found equal. */
@@ -47,42 +49,28 @@ export interface SendResult {
 
 const NO_CHECKSUM = { checksum: '', checksumMethod: '' };
 
-/** @throws NOT_FOUND for the source; PEER_ERROR, NO_SPACE, CONNECTION_LOST, TIMEOUT, CANCELLED. */
-export async function sendFile(options: SendOptions): Promise<SendResult> {
-  const { disk, sourcePath } = options;
-  const record = await currentRecord(disk, sourcePath);
-  const file = await disk.open(sourcePath, { writable: false, direct: isDirect(sourcePath) });
-  const sending = new Sending(options, file, record);
+/**
+ * Sends one raw file. @param sourcePath absolute.
+ * @throws NOT_FOUND for the source; PEER_ERROR, NO_SPACE, CONNECTION_LOST, TIMEOUT, CANCELLED.
+ */
+export async function sendFile(options: SendFileOptions): Promise<SendResult> {
+  return await sendSource(options, await openFileSource(options.disk, options.sourcePath));
+}
+
+/** Sends an open source and closes it. */
+export async function sendSource(options: SendOptions, source: SendSource): Promise<SendResult> {
+  const sending = new Sending(options, source);
   try {
     return await sending.run();
   } finally {
     sending.destroy();
-    await file.close();
-  }
-}
-
-function isDirect(path: string): boolean {
-  return !path.endsWith('.meta');
-}
-
-/** The file's own hash record when it may be trusted; only images have one. */
-async function currentRecord(disk: Disk, path: string): Promise<ChecksumRecord | null> {
-  const { changedNs } = await disk.stat(path);
-  if (!path.endsWith('.img')) return null;
-  try {
-    const record = await readChecksumRecord(disk, path);
-    if (record === null || record.isSilentlyCorrupted) return null;
-    return isRecordCurrent(record, changedNs) ? record : null;
-  } catch (error) {
-    if (error instanceof StorageError && error.code === 'BAD_METADATA') return null;
-    throw error;
+    await source.close();
   }
 }
 
 class Sending {
   private readonly options: SendOptions;
-  private readonly file: DiskFile;
-  private readonly record: ChecksumRecord | null;
+  private readonly source: SendSource;
   private readonly client: SyncClient;
   private readonly closer: SyncClient;
   private readonly failure = new AbortController();
@@ -92,10 +80,9 @@ class Sending {
   private dataBytes = 0;
   private sentBytes = 0;
 
-  constructor(options: SendOptions, file: DiskFile, record: ChecksumRecord | null) {
+  constructor(options: SendOptions, source: SendSource) {
     this.options = options;
-    this.file = file;
-    this.record = record;
+    this.source = source;
     const { clock, host, port, bytesPerSecondMax } = options;
     const timeoutMs = options.timeoutMs ?? REQUEST_TIMEOUT_MS;
     this.client = new SyncClient({ clock, host, port, timeoutMs, signal: this.failure.signal });
@@ -115,11 +102,11 @@ class Sending {
   }
 
   async run(): Promise<SendResult> {
-    const sizeBytes = await this.file.sizeBytes();
+    const { sizeBytes } = this.source;
     let wasSkipped = false;
     try {
       wasSkipped = this.options.isFastSync && (await this.isAlreadyThere());
-      if (!wasSkipped) await this.transfer(sizeBytes);
+      if (!wasSkipped) await this.transfer();
     } catch (error) {
       await this.closeAfterFailure();
       throw toStorageError(error);
@@ -134,8 +121,9 @@ class Sending {
   }
 
   private closeParameters(): Record<string, string> {
-    if (this.record === null) return NO_CHECKSUM;
-    return { checksum: this.record.checksum, checksumMethod: this.record.method };
+    const { recorded } = this.source;
+    if (recorded === null) return NO_CHECKSUM;
+    return { checksum: recorded.checksum, checksumMethod: recorded.method };
   }
 
   /** Frees the receiver's port; the failure itself is what the caller hears of. */
@@ -143,17 +131,18 @@ class Sending {
     try {
       await this.closer.attempt({ action: 'close', parameters: NO_CHECKSUM });
     } catch (error) {
-      this.options.log.info('sender.close.failed', { file: this.file.path, error });
+      this.options.log.info('sender.close.failed', { source: this.source.name, error });
     }
   }
 
   private async isAlreadyThere(): Promise<boolean> {
-    if (this.record === null) return false;
+    const { recorded } = this.source;
+    if (recorded === null) return false;
     let body: Buffer;
     try {
       body = await this.client.callWhenUp({ action: 'getRecordedMetadata' });
       const theirs = decodeChecksumRecord(body.toString('utf8'));
-      return theirs.checksum === this.record.checksum && !theirs.isSilentlyCorrupted;
+      return theirs.checksum === recorded.checksum && !theirs.isSilentlyCorrupted;
     } catch (error) {
       // No record, an outdated or an unreadable one: all mean that the file must be compared.
       if (error instanceof StorageError && error.kind !== 'unavailable') return false;
@@ -162,16 +151,17 @@ class Sending {
     }
   }
 
-  private async transfer(sizeBytes: number): Promise<void> {
+  private async transfer(): Promise<void> {
+    const { sizeBytes, isDirect } = this.source;
     const body = await this.client.callWhenUp({
       action: 'open',
       parameters: {
         ...intervalParameters({ beginOffset: 0, endOffset: sizeBytes }),
-        directIO: String(isDirect(this.file.path)),
+        directIO: String(isDirect),
       },
     });
     this.mustCompare = body.toString('utf8') === 'true';
-    const pieces = filePieces(this.file, sizeBytes);
+    const pieces = this.source.pieces();
     const workers = Array.from({ length: SENDER_WORKERS }, () => this.work(pieces));
     // All of them end before close is sent: a late write must not meet a closed file.
     const outcomes = await Promise.allSettled(workers);
@@ -201,7 +191,7 @@ class Sending {
     const lengthBytes = interval.endOffset - interval.beginOffset;
     const piece = await PieceBuffer.acquire(this.options.disk, lengthBytes, this.failure.signal);
     try {
-      const reading = piece.read(this.file, interval.beginOffset, lengthBytes);
+      const reading = this.source.read(piece, interval.beginOffset, lengthBytes);
       const theirs = this.mustCompare ? await this.remoteHash(interval, reading) : null;
       await reading;
       if (theirs === null || theirs !== piece.hash()) await this.writeData(interval, piece);

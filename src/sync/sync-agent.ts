@@ -11,6 +11,7 @@ import type { Clock } from '../core/clock.js';
 import { StorageError } from '../core/errors.js';
 import type { Logger } from '../core/log.js';
 import type { Disk } from '../disk/disk.js';
+import { checkSnapshotName } from '../image/names.js';
 import { LONG_CALL_DEADLINE_MS, createChannel, createClient } from '../rpc/client.js';
 import { storageErrorOfRpc } from '../rpc/error-map.js';
 import type { Identity } from '../rpc/identity.js';
@@ -26,7 +27,9 @@ import type { ReplicaClient } from './purge-job.js';
 import { checkFileName } from './query.js';
 import { ReceiverPool } from './receiver-pool.js';
 import type { PortRange } from './receiver-pool.js';
-import { sendFile } from './sender.js';
+import { openFileSource, openSnapshotSource } from './send-source.js';
+import type { SendSource } from './send-source.js';
+import { sendSource } from './sender.js';
 
 /** A replica's sync agent listens two ports above its control port. */
 const SYNC_AGENT_PORT_OFFSET = 2;
@@ -56,14 +59,23 @@ export interface RebuildStatus extends OperationStatus {
   readonly sourceAddresses: readonly string[];
 }
 
-export interface FileSendRequest {
-  readonly fromFileName: string;
+/** Where to send, and how. */
+export interface SendTarget {
   readonly host: string;
   readonly port: number;
   readonly isFastSync: boolean;
   /** 0 means the default. */
   readonly timeoutSeconds: number;
   readonly signal: AbortSignal;
+}
+
+export interface FileSendRequest extends SendTarget {
+  readonly fromFileName: string;
+}
+
+export interface SnapshotExportRequest extends Omit<SendTarget, 'isFastSync'> {
+  readonly snapshotName: string;
+  readonly includesBackingImage: boolean;
 }
 
 export class SyncAgent {
@@ -109,27 +121,45 @@ export class SyncAgent {
   }
 
   async sendFile(request: FileSendRequest): Promise<void> {
-    const { disk, clock, log, sendBytesPerSecondMax } = this.options;
-    const { fromFileName, host, port, isFastSync, timeoutSeconds } = request;
+    const { disk } = this.options;
+    const { fromFileName } = request;
     checkFileName(fromFileName);
     const sourcePath = this.pathOf(fromFileName);
     await withFileText(`stat ${fromFileName}`, disk.stat(sourcePath));
+    await this.send(request, () => openFileSource(disk, sourcePath));
+  }
+
+  /** Sends a snapshot as the volume saw it. @throws NOT_FOUND, and what ends a transfer. */
+  async exportSnapshot(request: SnapshotExportRequest): Promise<void> {
+    const { disk, clock, log, directory } = this.options;
+    const { snapshotName, includesBackingImage } = request;
+    checkSnapshotName(snapshotName);
+    const source = { disk, clock, log, directory, snapshotName, includesBackingImage };
+    await this.send({ ...request, isFastSync: false }, () => openSnapshotSource(source));
+  }
+
+  private async send(request: SendTarget, open: () => Promise<SendSource>): Promise<void> {
+    const { disk, clock, log, sendBytesPerSecondMax } = this.options;
+    const { host, port, isFastSync, timeoutSeconds } = request;
     if (this.purging !== null) throw new StorageError('BUSY', 'replica is purging snapshots');
-    this.sendingCount++;
+    this.sendingCount++; // from here on no purge begins, which would change what is read
     try {
-      const result = await sendFile({
+      const source = await open();
+      const sending = {
         disk,
         clock,
         log,
-        sourcePath,
         host,
         port,
         isFastSync,
         timeoutMs: timeoutSeconds > 0 ? timeoutSeconds * 1000 : REQUEST_TIMEOUT_MS,
         signal: AbortSignal.any([request.signal, this.abort.signal]),
-        ...(sendBytesPerSecondMax === undefined ? {} : { bytesPerSecondMax: sendBytesPerSecondMax }),
-      });
-      log.info('file.sent', { file: fromFileName, host, port, ...result });
+        ...(sendBytesPerSecondMax === undefined
+          ? {}
+          : { bytesPerSecondMax: sendBytesPerSecondMax }),
+      };
+      const result = await sendSource(sending, source);
+      log.info('file.sent', { source: source.name, host, port, ...result });
     } finally {
       this.sendingCount--;
     }
@@ -143,7 +173,8 @@ export class SyncAgent {
   async syncFiles(request: FilesSyncRequest, callSignal: AbortSignal): Promise<void> {
     const addresses = sourceAddresses(request);
     const hasWork = request.syncFileInfoList.length > 0 && addresses.length > 0;
-    if (!hasWork) throw new StorageError('INVALID_ARGUMENT', 'no files or remote replicas for sync');
+    if (!hasWork)
+      throw new StorageError('INVALID_ARGUMENT', 'no files or remote replicas for sync');
     if (this.purging !== null) throw new StorageError('BUSY', 'replica is purging snapshots');
     if (this.rebuild.state === 'in_progress') {
       throw new StorageError('BUSY', 'replica is already rebuilding');
@@ -225,7 +256,8 @@ export class SyncAgent {
     if (this.purging !== null) {
       throw new StorageError('BUSY', 'replica is already purging snapshots');
     }
-    if (this.rebuild.state === 'in_progress') throw new StorageError('BUSY', 'replica is rebuilding');
+    if (this.rebuild.state === 'in_progress')
+      throw new StorageError('BUSY', 'replica is rebuilding');
     // A sender reads layers that a purge rewrites.
     if (this.sendingCount > 0) throw new StorageError('BUSY', 'replica is sending files');
     this.purge = { ...NEVER_RAN, state: 'in_progress' };

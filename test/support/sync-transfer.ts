@@ -16,7 +16,7 @@ import { PieceBuffer } from '../../src/sync/piece-buffer.js';
 import { Receiver } from '../../src/sync/receiver.js';
 import type { ReceiverOptions } from '../../src/sync/receiver.js';
 import { sendFile } from '../../src/sync/sender.js';
-import type { SendOptions, SendResult } from '../../src/sync/sender.js';
+import type { SendFileOptions, SendResult } from '../../src/sync/sender.js';
 
 export interface Part {
   readonly offsetBytes: number;
@@ -57,7 +57,9 @@ export async function extentsOf(disk: Disk, path: string): Promise<number[][]> {
 
 /** SHA-256 of the whole file, holes as zeros. */
 export async function sha256Of(disk: Disk, path: string): Promise<string> {
-  return createHash('sha256').update(await disk.readFile(path, 2 ** 30)).digest('hex');
+  return createHash('sha256')
+    .update(await disk.readFile(path, 2 ** 30))
+    .digest('hex');
 }
 
 export function randomPart(offsetBytes: number, lengthBytes: number): Part {
@@ -86,7 +88,7 @@ export function send(
   disk: Disk,
   sourcePath: string,
   port: number,
-  extra: Partial<SendOptions> = {},
+  extra: Partial<SendFileOptions> = {},
 ): Promise<SendResult> {
   return sendFile({
     disk,

@@ -231,7 +231,10 @@ for (const { name, file, isFastSync, hasRecord } of SENDER_CASES) {
     const expectedFirst = isFastSync ? /getRecordedMetadata/ : /\/open\?/;
     t.match(requests[0]?.line, expectedFirst, 'it opens first');
     t.match(requests.at(-1)?.line, /\/close\?/, 'it closes last');
-    t.ok(disk.slab.freeCounts().every((c) => c.freeCount === c.count), 'no buffer is kept');
+    t.ok(
+      disk.slab.freeCounts().every((c) => c.freeCount === c.count),
+      'no buffer is kept',
+    );
   });
 }
 

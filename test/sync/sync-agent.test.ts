@@ -121,7 +121,7 @@ t.test('the recorded calls get the recorded answers', { skip }, async (t) => {
   const node = await openNode(directory);
   const path = join(fixtures ?? '', 'grpc', 'syncagent.json');
   const { steps } = JSON.parse(readFileSync(path, 'utf8')) as { steps: Step[] };
-  const later = /\/(Backup\w+|SnapshotClone|VolumeExport)$/;
+  const later = /\/(Backup\w+|SnapshotClone)$/;
   const checksum = await crc64OfFile(
     disk,
     join(directory, 'volume-snap-snap-a.img'),
@@ -257,6 +257,42 @@ t.test('a newer receiver of a file ends the older one', async (t) => {
   for (let i = 0; i < 6; i++) await node.client.receiverLaunch({ toFileName: `y${i}.img` });
   await t.rejects(node.client.receiverLaunch({ toFileName: 'z.img' }), { message: 'out of ports' });
   await node.end();
+});
+
+t.test('an exported snapshot is the volume as it was, merged from its layers', async (t) => {
+  const directory = await makeReplica('export', ['s1', 's2', 's3']);
+  const into = join(base, 'export-target');
+  mkdirSync(into);
+  const node = await openNode(directory);
+  const target = await startSyncNode(disk, into);
+  for (const name of ['s1', 's3']) {
+    const toFileName = `volume-snap-${name}.img`;
+    const { port } = await target.client.receiverLaunch({ toFileName });
+    await node.client.volumeExport({
+      snapshotFileName: name,
+      host: '127.0.0.1',
+      port,
+      exportBackingImageIfExist: false,
+      fileSyncHttpClientTimeout: 5,
+    });
+    const chain = await ImageChain.open(disk, directory, {
+      ...chainDefaults,
+      readOnly: true,
+      headDiskName: name,
+    });
+    t.equal(await sha256Of(disk, join(into, toFileName)), await contentSha256(disk, chain), name);
+    await chain.close();
+    const data = (await extentsOf(disk, join(into, toFileName))).map(([, length]) => length ?? 0);
+    const count = name === 's1' ? 1 : 3;
+    // Parts of 100 sectors overlap by 36; those of 8 sectors by 7.
+    const bytes = ((count - 1) * 64 + 100 + 8 + count - 1) * SECTOR_BYTES;
+    t.equal(
+      data.reduce((a, b) => a + b, 0),
+      bytes,
+      `${name}: holes stay holes`,
+    );
+  }
+  await Promise.all([node.end(), target.end()]);
 });
 
 t.test('a purge folds removed snapshots and keeps the volume', async (t) => {

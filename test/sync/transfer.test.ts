@@ -285,7 +285,11 @@ t.test('garbage and wrong ranges get an error and touch nothing', async (t) => {
 
 t.test('names that leave the directory are refused', async (t) => {
   for (const name of ['', '.', '..', '../x', 'a/b', 'a\\b', 'a\0b', 'x'.repeat(256)]) {
-    await t.rejects(launchReceiver(disk, directory, name), { code: 'INVALID_NAME' }, JSON.stringify(name.slice(0, 8)));
+    await t.rejects(
+      launchReceiver(disk, directory, name),
+      { code: 'INVALID_NAME' },
+      JSON.stringify(name.slice(0, 8)),
+    );
   }
 });
 
