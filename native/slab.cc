@@ -12,7 +12,8 @@ constexpr napi_type_tag kSlabTag = {0x6b1de0a95f3c4e27, 0x9a0c7b24d18e53f6};
 
 using Holder = std::shared_ptr<Slab>;
 
-void DropHolder(napi_env, void*, void* holder) { delete static_cast<Holder*>(holder); }
+void DropMemory(napi_env, void*, void* holder) { delete static_cast<Holder*>(holder); }
+void DropWrapped(napi_env, void* holder, void*) { delete static_cast<Holder*>(holder); }
 
 Napi::Value AllocateSlab(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
@@ -60,12 +61,12 @@ Napi::Value Slab::ToArrayBuffer(Napi::Env env, std::shared_ptr<Slab> slab) {
   napi_value buffer = nullptr;
   auto* owner = new Holder(slab);
   const napi_status created =
-      napi_create_external_arraybuffer(env, slab->data(), slab->size(), DropHolder, owner, &buffer);
+      napi_create_external_arraybuffer(env, slab->data(), slab->size(), DropMemory, owner, &buffer);
   if (created != napi_ok) {
     delete owner;
   } else {
     auto* wrapped = new Holder(std::move(slab));
-    if (napi_wrap(env, buffer, wrapped, DropHolder, nullptr, nullptr) != napi_ok) {
+    if (napi_wrap(env, buffer, wrapped, DropWrapped, nullptr, nullptr) != napi_ok) {
       delete wrapped;
     } else if (napi_type_tag_object(env, buffer, &kSlabTag) == napi_ok) {
       return Napi::Value(env, buffer);
