@@ -57,6 +57,15 @@ export class Slab {
     return NO_BUFFER;
   }
 
+  /** Free buffers that hold lengthBytes each, so that a taker of several takes all or none. */
+  freeCountOf(lengthBytes: number): number {
+    let count = 0;
+    for (const slabClass of this.classes) {
+      if (slabClass.bufferBytes >= lengthBytes) count += slabClass.freeCount;
+    }
+    return count;
+  }
+
   /** Gives a buffer back, then wakes everyone who waited for one. */
   release(bufferOffset: number): void {
     const slabClass = this.classOf(bufferOffset);

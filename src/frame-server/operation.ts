@@ -4,8 +4,12 @@ import { type BlockOp, type BlockRequest, BLOCK_OP, type BlockRequestPool } from
 import type { StorageError } from '../core/errors.js';
 import { EXTENTS_BUFFER_BYTES, REQUEST_BYTES_MAX } from '../core/limits.js';
 import { NO_BUFFER, type Slab } from '../core/slab.js';
-import { FRAME_TYPE, FRAME_ERROR_TEXT_BYTES_MAX } from '../wire/replica/constants.js';
+import { SECTOR_BYTES } from '../core/units.js';
+import { FRAME_TYPE } from '../wire/replica/constants.js';
 import type { FrameHeader } from '../wire/replica/frame.js';
+
+/** Longest error text sent. Any payload buffer has room for it. */
+const ERROR_TEXT_BYTES_MAX = SECTOR_BYTES;
 
 export const OPERATION_STATE = { idle: 0, receiving: 1, running: 2, replying: 3 } as const;
 
@@ -32,8 +36,8 @@ export class FrameOperation {
   /** Parts not yet done (running), or the next part to fill (receiving). */
   pendingParts = 0;
   error: StorageError | null = null;
-  /** Slab buffer of an error text, or NO_BUFFER. */
-  textBuffer = NO_BUFFER;
+  /** Slab buffer that only an error text needed, or NO_BUFFER. */
+  private textBuffer = NO_BUFFER;
 
   constructor(token: number) {
     this.token = token;
@@ -63,31 +67,33 @@ export class FrameOperation {
     this.sizeBytes = header.sizeBytes;
     this.error = null;
     const op = OP_OF_TYPE[header.type] as BlockOp;
-    const buffered = op === BLOCK_OP.read || op === BLOCK_OP.write;
-    let doneBytes = 0;
-    do {
-      const partBytes = buffered
-        ? Math.min(this.sizeBytes - doneBytes, REQUEST_BYTES_MAX)
-        : this.sizeBytes;
-      const bufferBytes = op === BLOCK_OP.extents ? EXTENTS_BUFFER_BYTES : partBytes;
-      const needsBuffer = buffered || op === BLOCK_OP.extents;
-      const buffer = needsBuffer ? slab.allocate(bufferBytes) : NO_BUFFER;
-      if (needsBuffer && buffer === NO_BUFFER) {
-        this.recycle(slab, pool);
-        return false;
-      }
-      this.addPart(pool, op, this.offsetBytes + doneBytes, partBytes, buffer);
-      doneBytes += partBytes;
-    } while (buffered && doneBytes < this.sizeBytes);
-    return true;
+    if (op === BLOCK_OP.read || op === BLOCK_OP.write) return this.addBufferedParts(op, slab, pool);
+    if (op !== BLOCK_OP.extents) {
+      this.addPart(pool, op, this.offsetBytes, this.sizeBytes, NO_BUFFER);
+      return true;
+    }
+    const buffer = slab.allocate(EXTENTS_BUFFER_BYTES);
+    if (buffer !== NO_BUFFER) this.addPart(pool, op, this.offsetBytes, this.sizeBytes, buffer);
+    return buffer !== NO_BUFFER;
   }
 
-  /** Copies an error text into slab memory; without memory the reply has no text. */
+  /**
+   * Puts an error text into slab memory, into the payload's own buffer when there is one: a full
+   * disk must be told even when every buffer is taken by writes that fail for it.
+   * Returns the text's length; 0 when there is no memory.
+   */
   writeErrorText(slab: Slab, text: string): number {
-    if (this.textBuffer === NO_BUFFER) this.textBuffer = slab.allocate(FRAME_ERROR_TEXT_BYTES_MAX);
-    if (this.textBuffer === NO_BUFFER) return 0;
-    const end = this.textBuffer + FRAME_ERROR_TEXT_BYTES_MAX;
-    return new TextEncoder().encodeInto(text, slab.bytes.subarray(this.textBuffer, end)).written;
+    if (this.bufferForText() === NO_BUFFER) this.textBuffer = slab.allocate(ERROR_TEXT_BYTES_MAX);
+    const begin = this.bufferForText();
+    if (begin === NO_BUFFER) return 0;
+    const target = slab.bytes.subarray(begin, begin + ERROR_TEXT_BYTES_MAX);
+    return new TextEncoder().encodeInto(text, target).written;
+  }
+
+  /** Where writeErrorText() put the text. */
+  bufferForText(): number {
+    const payload = this.parts[0]?.bufferOffset ?? NO_BUFFER;
+    return payload === NO_BUFFER ? this.textBuffer : payload;
   }
 
   /** Gives buffers and requests back; the operation is idle again. */
@@ -103,6 +109,20 @@ export class FrameOperation {
       pool.give(part);
       if (buffer !== NO_BUFFER) slab.release(buffer);
     }
+  }
+
+  private addBufferedParts(op: BlockOp, slab: Slab, pool: BlockRequestPool): boolean {
+    const count = Math.max(1, Math.ceil(this.sizeBytes / REQUEST_BYTES_MAX));
+    // Taking some buffers and giving them back would wake all who wait, who would do the same.
+    if (count > 1 && slab.freeCountOf(REQUEST_BYTES_MAX) < count) return false;
+    for (let i = 0; i < count; i++) {
+      const beginBytes = i * REQUEST_BYTES_MAX;
+      const partBytes = Math.min(this.sizeBytes - beginBytes, REQUEST_BYTES_MAX);
+      const buffer = slab.allocate(partBytes);
+      if (buffer === NO_BUFFER) return false;
+      this.addPart(pool, op, this.offsetBytes + beginBytes, partBytes, buffer);
+    }
+    return true;
   }
 
   private addPart(

@@ -60,7 +60,7 @@ export class FrameSession implements ConnectionHandler, BlockRequestOwner {
       for (;;) {
         if (this.receiving !== null) at = this.receivePayload(this.receiving, at, endOffset);
         if (this.skipBytes > 0) at = this.skip(at, endOffset);
-        if (this.receiving !== null || endOffset - at < FRAME_HEADER_BYTES) break;
+        if (this.receiving !== null || endOffset - at < FRAME_HEADER_BYTES || this.isClosed) break;
         decodeFrameHeader(this.connection.slab.view, at, this.header);
         if (!this.accept(this.header)) break;
         at += FRAME_HEADER_BYTES;
@@ -104,9 +104,9 @@ export class FrameSession implements ConnectionHandler, BlockRequestOwner {
 
   /** Ends the connection once everything in flight is answered. */
   drain(): void {
+    this.draining = true;
     this.connection.pause();
-    if (this.busyCount === 0) this.connection.end();
-    else this.draining = true;
+    this.endWhenAnswered();
   }
 
   /** False when there is no room: the frame stays unconsumed and reading stops. */
@@ -121,6 +121,7 @@ export class FrameSession implements ConnectionHandler, BlockRequestOwner {
     if (header.type === FRAME_TYPE.read && header.sizeBytes > FRAME_PAYLOAD_BYTES_MAX) {
       throw new StorageError('FRAME_TOO_LARGE', `a read of ${header.sizeBytes} bytes`);
     }
+    const { offsetBytes } = header;
     if (this.policy.clipsUnmap && header.type === FRAME_TYPE.unmap) this.clipUnmap(header);
     const operation = this.takeOperation();
     if (header.type !== FRAME_TYPE.ping) {
@@ -129,6 +130,8 @@ export class FrameSession implements ConnectionHandler, BlockRequestOwner {
         return this.stall();
       }
     }
+    // The answer repeats the offset as it came, whatever part of the range exists.
+    operation.offsetBytes = offsetBytes;
     this.busyCount++;
     this.begin(operation, header, carriesData);
     return true;
@@ -139,7 +142,6 @@ export class FrameSession implements ConnectionHandler, BlockRequestOwner {
     if (header.type === FRAME_TYPE.ping) {
       operation.seq = header.seq;
       operation.type = header.type;
-      operation.offsetBytes = header.offsetBytes;
       operation.sizeBytes = 0;
       operation.error = this.policy.ping();
       this.reply(operation);
@@ -212,16 +214,15 @@ export class FrameSession implements ConnectionHandler, BlockRequestOwner {
       this.endWhenIdle();
       return;
     }
+    operation.state = OPERATION_STATE.replying;
     const { slab } = this.connection;
     const at = this.connection.header(FRAME_HEADER_BYTES);
     if (at === NO_BUFFER) {
       this.connection.destroy(
         new StorageError('LIMIT_EXCEEDED', 'the peer sends requests but reads no answers'),
       );
-      operation.state = OPERATION_STATE.replying;
       return;
     }
-    operation.state = OPERATION_STATE.replying;
     if (operation.error !== null) {
       this.replyError(operation, operation.error, at);
       return;
@@ -257,7 +258,7 @@ export class FrameSession implements ConnectionHandler, BlockRequestOwner {
     const type = this.policy.errorType(error);
     encodeFrameHeader(slab.view, at, operation.seq, type, operation.offsetBytes, textBytes, textBytes);
     this.connection.send(at, FRAME_HEADER_BYTES, textBytes === 0 ? operation.token : 0);
-    if (textBytes > 0) this.connection.send(operation.textBuffer, textBytes, operation.token);
+    if (textBytes > 0) this.connection.send(operation.bufferForText(), textBytes, operation.token);
   }
 
   private finish(operation: FrameOperation): void {
@@ -265,8 +266,13 @@ export class FrameSession implements ConnectionHandler, BlockRequestOwner {
     this.idle.push(operation);
     this.busyCount--;
     if (this.isClosed) return;
-    if (this.draining && this.busyCount === 0) this.connection.end();
+    if (this.draining) this.endWhenAnswered();
     else if (this.stalled) this.unstall();
+  }
+
+  /** A write whose payload is still arriving is not waited for: nobody was told that it is done. */
+  private endWhenAnswered(): void {
+    if (this.busyCount === (this.receiving === null ? 0 : 1)) this.connection.end();
   }
 
   private endWhenIdle(): void {

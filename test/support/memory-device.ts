@@ -81,7 +81,7 @@ export class MemoryDevice implements BlockDevice {
     const { op, offsetBytes, lengthBytes, bufferOffset } = request;
     if (op === BLOCK_OP.flush) return null;
     const endOffset = offsetBytes + lengthBytes;
-    if (endOffset > this.size) {
+    if (offsetBytes < 0 || endOffset > this.size) {
       return new StorageError('OUT_OF_RANGE', 'the range ends past the device', { endOffset });
     }
     const { bytes } = this.slab;
