@@ -16,7 +16,8 @@
         "native/file_ops.cc",
         "native/data_socket.cc",
         "native/socket_address.cc",
-        "native/socket_hub.cc"
+        "native/socket_hub.cc",
+        "native/memory_trim.cc"
       ],
       "include_dirs": ["<!(node -p \"require('node-addon-api').include_dir\")"],
       "defines": [

@@ -8,6 +8,7 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
   longhorn::ExportDiskQueue(env, exports);
   longhorn::ExportFileOps(env, exports);
   longhorn::ExportDataSocket(env, exports);
+  longhorn::ExportMemoryTrim(env, exports);
   return exports;
 }
 

@@ -14,5 +14,7 @@ void ExportDiskQueue(Napi::Env env, Napi::Object exports);
 void ExportFileOps(Napi::Env env, Napi::Object exports);
 /** class SocketSet: batched data sockets on the event loop. */
 void ExportDataSocket(Napi::Env env, Napi::Object exports);
+/** trimMemory(): gives back what only the start needed; see memory_trim.h. */
+void ExportMemoryTrim(Napi::Env env, Napi::Object exports);
 
 }  // namespace longhorn

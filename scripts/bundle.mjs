@@ -28,7 +28,6 @@ export async function bundle(root) {
     format: 'esm',
     platform: 'node',
     target: 'node20.19',
-    keepNames: true,
     minifySyntax: true,
     minifyWhitespace: true,
     sourcemap: 'linked',

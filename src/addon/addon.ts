@@ -102,6 +102,8 @@ export interface NativeSocketSet {
 export interface NativeAddon {
   /** Page-aligned zeroed memory; pages cost nothing until touched. */
   allocateSlab(bytes: number): ArrayBuffer;
+  /** Gives back memory that only the start needed; bytes of program files let go. */
+  trimMemory(): number;
   readonly FileTable: new () => NativeFileTable;
   /** completed(count): the first count entries of the completion list are new. */
   readonly DiskQueue: new (

@@ -4,6 +4,7 @@
 import { mkdirSync, readFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { addon } from '../addon/addon.js';
 import { realClock } from '../core/clock-real.js';
 import type { Clock } from '../core/clock.js';
 import { StorageError, toStorageError } from '../core/errors.js';
@@ -41,6 +42,14 @@ export function createRuntime(log: Logger): Runtime {
   const slab = createSlab((2 * CONNECTIONS_MAX + 1) * perConnection + OTHER_RESERVED_BYTES);
   const transport = createNativeTransport({ slab, clock: realClock });
   return { clock: realClock, log, slab, transport };
+}
+
+/** When a daemon that began to serve gives back what only its start needed. */
+const TRIM_AFTER_MS = 500;
+
+/** Call once the daemon serves. One process of each volume's copies should cost little when idle. */
+export function trimMemorySoon(clock: Clock): void {
+  clock.after(TRIM_AFTER_MS, () => void addon.trimMemory(), { unref: true });
 }
 
 /** Runs `stop` once on SIGTERM or SIGINT, then exits: 0, or 1 when it fails or takes too long. */

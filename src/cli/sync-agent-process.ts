@@ -24,6 +24,7 @@ import {
   parseListenAddress,
   type Runtime,
   stopOnSignal,
+  trimMemorySoon,
 } from './runtime.js';
 
 export interface SyncAgentProcessOptions {
@@ -47,6 +48,7 @@ export async function runSyncAgent(options: SyncAgentProcessOptions): Promise<vo
   try {
     await serve(options, runtime);
     log.info('sync-agent.serving', { listen: options.listen, directory: options.directory });
+    trimMemorySoon(runtime.clock);
   } catch (error) {
     exitOnStartFailure(log, error, EXIT_CODE.failure);
   }
