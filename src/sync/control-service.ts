@@ -1,6 +1,6 @@
 // ptypes.SyncAgentService: the sync agent as Longhorn's clients see it. Only translation; texts
 // and empty fields are what they expect. Register it with statusUnknown, since plain Go errors
-// arrive as UNKNOWN. What belongs to backups and clones answers UNIMPLEMENTED for now.
+// arrive as UNKNOWN. What belongs to backups answers UNIMPLEMENTED for now.
 // Source: control-api §3.
 
 import type { SyncAgentServiceDefinition } from '../api/generated/syncagent.js';
@@ -22,7 +22,7 @@ export function createSyncAgentHandlers(agent: SyncAgent): SyncAgentHandlers {
       agent.reset();
       return {};
     },
-    // A replica that never restored or cloned anything; pollers ask every replica.
+    // A replica that never restored anything; pollers ask every replica.
     restoreStatus: () => ({
       isRestoring: false,
       lastRestored: '',
@@ -33,15 +33,21 @@ export function createSyncAgentHandlers(agent: SyncAgent): SyncAgentHandlers {
       backupUrl: '',
       currentRestoringBackup: '',
     }),
-    snapshotCloneStatus: () => ({
-      isCloning: false,
-      error: '',
-      progress: 0,
-      state: '',
-      fromReplicaAddress: '',
-      snapshotName: '',
-    }),
-    snapshotClone: () => notYet('cloning a snapshot'),
+    async snapshotClone(request, call) {
+      await agent.cloneSnapshot(request, call.signal);
+      return {};
+    },
+    snapshotCloneStatus() {
+      const { state, error, progress, sourceAddress, snapshotName } = agent.cloneStatus;
+      return {
+        isCloning: state === 'in_progress',
+        error,
+        progress,
+        state,
+        fromReplicaAddress: sourceAddress,
+        snapshotName,
+      };
+    },
     backupCreate: () => notYet('backup'),
     backupRemove: () => notYet('backup'),
     backupRestore: () => notYet('restore'),

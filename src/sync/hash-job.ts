@@ -8,6 +8,7 @@ import { sleepMs } from '../core/clock.js';
 import type { Clock } from '../core/clock.js';
 import { StorageError } from '../core/errors.js';
 import type { Disk, DiskFile } from '../disk/disk.js';
+import { rfc3339 } from '../image/chain-changes.js';
 import { CHECKSUM_METHOD, isRecordCurrent } from './checksum-record.js';
 import type { ChecksumRecord } from './checksum-record.js';
 import { readChecksumRecord, removeChecksumRecord, writeChecksumRecord } from './checksum-store.js';
@@ -87,7 +88,7 @@ async function hashLocked(options: HashJobOptions): Promise<HashResult> {
     method: CHECKSUM_METHOD,
     checksum: isSilentlyCorrupted ? current.checksum : checksum,
     changedNs,
-    lastHashedAt: isSilentlyCorrupted ? current.lastHashedAt : rfc3339(clock),
+    lastHashedAt: isSilentlyCorrupted ? current.lastHashedAt : rfc3339(clock.wallTime()),
     isSilentlyCorrupted,
   });
   if ((await changeTimeOf(disk, path)) !== changedNs) {
@@ -106,10 +107,6 @@ async function readRecord(disk: Disk, path: string): Promise<ChecksumRecord | nu
     if (error instanceof StorageError && error.code === 'BAD_METADATA') return null;
     throw error;
   }
-}
-
-function rfc3339(clock: Clock): string {
-  return `${clock.wallTime().toISOString().slice(0, 19)}Z`;
 }
 
 /** The CRC-64 of a whole file, holes as zeros; reads run ahead of the arithmetic. */

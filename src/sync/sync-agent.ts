@@ -6,7 +6,7 @@
 import { join } from 'node:path';
 
 import { SyncAgentServiceDefinition } from '../api/generated/syncagent.js';
-import type { FilesSyncRequest } from '../api/generated/syncagent.js';
+import type { FilesSyncRequest, SnapshotCloneRequest } from '../api/generated/syncagent.js';
 import type { Clock } from '../core/clock.js';
 import { StorageError } from '../core/errors.js';
 import type { Logger } from '../core/log.js';
@@ -16,6 +16,7 @@ import { LONG_CALL_DEADLINE_MS, createChannel, createClient } from '../rpc/clien
 import { storageErrorOfRpc } from '../rpc/error-map.js';
 import type { Identity } from '../rpc/identity.js';
 import { REQUEST_TIMEOUT_MS } from './constants.js';
+import { cloneSnapshot } from './clone-job.js';
 import { neighbourDirectory, syncFiles } from './file-sync-job.js';
 import type { FileSource } from './file-sync-job.js';
 import { HashJobs } from './hash-jobs.js';
@@ -30,9 +31,7 @@ import type { PortRange } from './receiver-pool.js';
 import { openFileSource, openSnapshotSource } from './send-source.js';
 import type { SendSource } from './send-source.js';
 import { sendSource } from './sender.js';
-
-/** A replica's sync agent listens two ports above its control port. */
-const SYNC_AGENT_PORT_OFFSET = 2;
+import { syncAgentAddress } from './sync-address.js';
 
 export interface SyncAgentOptions {
   readonly disk: Disk;
@@ -54,6 +53,13 @@ export interface SyncAgentOptions {
   /** Bytes per second of all files this agent sends together; no limit by default. */
   readonly sendBytesPerSecondMax?: number;
 }
+
+export interface CloneStatus extends OperationStatus {
+  readonly sourceAddress: string;
+  readonly snapshotName: string;
+}
+
+const NEVER_CLONED: CloneStatus = { ...NEVER_RAN, sourceAddress: '', snapshotName: '' };
 
 export interface RebuildStatus extends OperationStatus {
   readonly sourceAddresses: readonly string[];
@@ -86,6 +92,8 @@ export class SyncAgent {
   private sendingCount = 0;
   private purge: OperationStatus = NEVER_RAN;
   private purging: Promise<void> | null = null;
+  private clone: CloneStatus = NEVER_CLONED;
+  private isCloning = false;
   private rebuild: RebuildStatus = { ...NEVER_RAN, sourceAddresses: [] };
 
   constructor(options: SyncAgentOptions) {
@@ -175,10 +183,7 @@ export class SyncAgent {
     const hasWork = request.syncFileInfoList.length > 0 && addresses.length > 0;
     if (!hasWork)
       throw new StorageError('INVALID_ARGUMENT', 'no files or remote replicas for sync');
-    if (this.purging !== null) throw new StorageError('BUSY', 'replica is purging snapshots');
-    if (this.rebuild.state === 'in_progress') {
-      throw new StorageError('BUSY', 'replica is already rebuilding');
-    }
+    this.checkIdle();
     this.rebuild = { ...NEVER_RAN, state: 'in_progress', sourceAddresses: addresses };
     const signal = AbortSignal.any([callSignal, this.abort.signal]);
     try {
@@ -247,6 +252,61 @@ export class SyncAgent {
     };
   }
 
+  get cloneStatus(): CloneStatus {
+    return this.clone;
+  }
+
+  /** Runs until this replica is the snapshot. Upstream answers OK even when it failed; we do not. */
+  async cloneSnapshot(request: SnapshotCloneRequest, callSignal: AbortSignal): Promise<void> {
+    const { disk, clock, directory, replica } = this.options;
+    const { fromAddress, snapshotFileName: snapshotName } = request;
+    checkSnapshotName(snapshotName);
+    this.checkIdle();
+    const begun: CloneStatus = {
+      ...NEVER_RAN,
+      state: 'in_progress',
+      sourceAddress: fromAddress,
+      snapshotName,
+    };
+    let hasBegun = false;
+    this.isCloning = true;
+    try {
+      await cloneSnapshot({
+        disk,
+        clock,
+        directory,
+        receivers: this.receivers,
+        replica,
+        fromAddress,
+        fromVolumeName: request.fromVolumeName,
+        toHost: request.toHost,
+        snapshotName,
+        timeoutSeconds: request.fileSyncHttpClientTimeout,
+        signal: AbortSignal.any([callSignal, this.abort.signal]),
+        onProgress: (progress) => {
+          hasBegun = true;
+          this.clone = { ...begun, progress };
+        },
+      });
+      this.clone = { ...begun, state: 'complete', progress: 100 };
+    } catch (error) {
+      // As upstream, a source that cannot be asked leaves the status as it was.
+      if (hasBegun) this.clone = { ...this.clone, state: 'error', error: errorText(error) };
+      throw error;
+    } finally {
+      this.isCloning = false;
+    }
+  }
+
+  /** @throws BUSY while the files of this replica are being made. */
+  private checkIdle(): void {
+    if (this.purging !== null) throw new StorageError('BUSY', 'replica is purging snapshots');
+    if (this.rebuild.state === 'in_progress') {
+      throw new StorageError('BUSY', 'replica is already rebuilding');
+    }
+    if (this.isCloning) throw new StorageError('BUSY', 'replica is cloning snapshot');
+  }
+
   get purgeStatus(): OperationStatus {
     return this.purge;
   }
@@ -258,6 +318,7 @@ export class SyncAgent {
     }
     if (this.rebuild.state === 'in_progress')
       throw new StorageError('BUSY', 'replica is rebuilding');
+    if (this.isCloning) throw new StorageError('BUSY', 'replica is cloning snapshot');
     // A sender reads layers that a purge rewrites.
     if (this.sendingCount > 0) throw new StorageError('BUSY', 'replica is sending files');
     this.purge = { ...NEVER_RAN, state: 'in_progress' };
@@ -288,6 +349,7 @@ export class SyncAgent {
   reset(): void {
     if (this.purging === null) this.purge = NEVER_RAN;
     if (this.rebuild.state !== 'in_progress') this.rebuild = { ...NEVER_RAN, sourceAddresses: [] };
+    if (!this.isCloning) this.clone = NEVER_CLONED;
     this.hashes.reset();
   }
 
@@ -310,16 +372,4 @@ function sourceAddresses(request: FilesSyncRequest): string[] {
   const addresses = Object.keys(request.fromAddressMap);
   if (addresses.length > 0) return addresses;
   return request.fromAddress === '' ? [] : [request.fromAddress];
-}
-
-/** @param replicaAddress `tcp://HOST:PORT` or `HOST:PORT` of a replica. @throws INVALID_ARGUMENT. */
-export function syncAgentAddress(replicaAddress: string): { host: string; port: number } {
-  const match = /^(?:tcp:\/\/)?(?:\[([^\]]+)\]|([^:/]+)):(\d{1,5})$/.exec(replicaAddress);
-  const host = match?.[1] ?? match?.[2];
-  const port = Number(match?.[3]) + SYNC_AGENT_PORT_OFFSET;
-  if (host === undefined || !(port <= 65_535)) {
-    const message = `invalid address ${replicaAddress} : couldn't find host and port`;
-    throw new StorageError('INVALID_ARGUMENT', message);
-  }
-  return { host, port };
 }

@@ -121,7 +121,7 @@ t.test('the recorded calls get the recorded answers', { skip }, async (t) => {
   const node = await openNode(directory);
   const path = join(fixtures ?? '', 'grpc', 'syncagent.json');
   const { steps } = JSON.parse(readFileSync(path, 'utf8')) as { steps: Step[] };
-  const later = /\/(Backup\w+|SnapshotClone)$/;
+  const later = /\/Backup\w+$/;
   const checksum = await crc64OfFile(
     disk,
     join(directory, 'volume-snap-snap-a.img'),
@@ -137,7 +137,11 @@ t.test('the recorded calls get the recorded answers', { skip }, async (t) => {
     // The snapshot's content was not recorded, so its hash is ours.
     if (expected.checksum === '49a1cdfccf4f291f') expected.checksum = checksum;
     t.equal(code, step.code, `${step.method} ${JSON.stringify(step.message)}`);
-    t.same(result, expected, step.method);
+    // How a connection fails is grpc-go's wording; what comes before it is Longhorn's.
+    const wording = /: rpc error: .*|: connect E.*/;
+    const masked = (value: unknown): unknown =>
+      typeof value === 'string' ? value.replace(wording, '') : value;
+    t.same(masked(result), masked(expected), step.method);
     for (const snapshotName of ['nosuch', 'snap-a']) {
       await untilEnded(() => node.client.snapshotHashStatus({ snapshotName }));
     }
@@ -293,6 +297,45 @@ t.test('an exported snapshot is the volume as it was, merged from its layers', a
     );
   }
   await Promise.all([node.end(), target.end()]);
+});
+
+t.test('a clone holds what the snapshot of the other volume held', async (t) => {
+  const from = await makeReplica('clone-source', ['s1', 's2']);
+  const into = join(base, 'clone-target');
+  mkdirSync(into);
+  await ImageChain.create(disk, into, { ...chainDefaults, sizeBytes: SIZE_BYTES });
+  const source = await openNode(from);
+  const target = await openNode(into);
+  const request = {
+    fromAddress: source.address,
+    toHost: '127.0.0.1',
+    snapshotFileName: 's1',
+    exportBackingImageIfExist: false,
+    fileSyncHttpClientTimeout: 5,
+    fromVolumeName: '',
+  };
+  await t.rejects(target.client.snapshotClone({ ...request, snapshotFileName: 'nosuch' }), {
+    message: /cannot find snapshot nosuch in the source replica/,
+  });
+  await target.client.snapshotClone(request);
+  t.same(await target.client.snapshotCloneStatus({}), {
+    isCloning: false,
+    error: '',
+    progress: 100,
+    state: 'complete',
+    fromReplicaAddress: source.address,
+    snapshotName: 's1',
+  });
+  t.equal((await target.replica.status()).info.parent, 'volume-snap-s1.img');
+  await Promise.all([source.end(), target.end()]);
+  const snapshot = await ImageChain.open(disk, from, {
+    ...chainDefaults,
+    readOnly: true,
+    headDiskName: 's1',
+  });
+  const expected = await contentSha256(disk, snapshot);
+  await snapshot.close();
+  t.equal(await volumeSha256(into), expected);
 });
 
 t.test('a purge folds removed snapshots and keeps the volume', async (t) => {
