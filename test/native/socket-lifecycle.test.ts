@@ -18,13 +18,15 @@ const socketPath = (): string => join(directory, `s${pathCount++}`);
 
 const SUPPORT = new URL('./socket-life.js', import.meta.url);
 
-/** Without the test runner's own hooks. */
+const INHERITED = ['LONGHORN_ADDON_PATH', 'LD_PRELOAD', 'ASAN_OPTIONS', 'UBSAN_OPTIONS'];
+
+/** Without the test runner's own hooks, but with what a sanitizer build needs. */
 function environment(): NodeJS.ProcessEnv {
-  const addonPath = process.env['LONGHORN_ADDON_PATH'];
-  return {
-    SOCKET_PATH: socketPath(),
-    ...(addonPath === undefined ? {} : { LONGHORN_ADDON_PATH: addonPath }),
-  };
+  const result: NodeJS.ProcessEnv = { SOCKET_PATH: socketPath() };
+  for (const name of INHERITED) {
+    if (process.env[name] !== undefined) result[name] = process.env[name];
+  }
+  return result;
 }
 
 function startWorker(stage: string): Worker {
