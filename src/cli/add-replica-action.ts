@@ -18,12 +18,18 @@ interface AddFlags {
   readonly quiet: boolean;
 }
 
-const LEFT_TEXT = {
-  none: ' it is not part of the volume',
-  WO: ' it stays in the volume as WO and serves nothing',
-  ERR: ' it stays in the volume as ERR and is not used',
-  RW: ' it is part of the volume and RW',
-} as const satisfies Record<LeftBehind, string>;
+function leftText(left: LeftBehind, failure: StorageError): string {
+  switch (left) {
+    case 'none':
+      return failure.code === 'CANCELLED' ? '; the replica is not in the volume' : '';
+    case 'WO':
+      return '; the replica stays in the volume as WO and serves nothing';
+    case 'ERR':
+      return '; the replica is in the volume as ERR and not used';
+    case 'RW':
+      return '';
+  }
+}
 
 function hintOf(left: LeftBehind, failure: StorageError, address: string): string | null {
   switch (left) {
@@ -48,7 +54,7 @@ function explained(error: unknown, address: string): unknown {
   if (left !== 'none' && left !== 'WO' && left !== 'ERR' && left !== 'RW') return error;
   const hint = hintOf(left, error, address);
   if (hint === null) return error;
-  const text = `${error.message}; replica ${address}:${LEFT_TEXT[left]}`;
+  const text = `${error.message}${leftText(left, error)}`;
   return new HintedError(new StorageError(error.code, text, error.details, error), hint);
 }
 

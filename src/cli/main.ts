@@ -1,21 +1,6 @@
-// Entry of the program: parses the command line, runs the chosen command, reports its failure. It
-// must not load what only some commands need: daemons start through it within strict limits.
+// Entry of the program, for users and for the processes of a volume.
 
-import { createProgram } from './program.js';
-import type { GlobalFlags } from './engine-session.js';
-
-async function main(argv: readonly string[]): Promise<void> {
-  const program = createProgram();
-  try {
-    // Asked for nothing, it says what there is, like Longhorn.
-    await program.parseAsync(argv.length > 2 ? argv : [...argv, '--help']);
-  } catch (error) {
-    const { reportOf } = await import('./error-report.js');
-    const { exitCode, text } = reportOf(error, program.opts<GlobalFlags>().debug);
-    if (text !== '') process.stderr.write(`${text}\n`);
-    process.exitCode = exitCode;
-  }
-}
+import { runCommandLine } from './run.js';
 
 process.stdout.on('error', (error: NodeJS.ErrnoException) => {
   // `| head` closes the pipe early; that is no failure of the command.
@@ -23,4 +8,6 @@ process.stdout.on('error', (error: NodeJS.ErrnoException) => {
   process.exit();
 });
 
-await main(process.argv);
+const exitCode = await runCommandLine(process.argv.slice(2));
+// A daemon is only beginning now, and has its own say in how it ends.
+if (exitCode !== 0) process.exitCode = exitCode;

@@ -16,6 +16,9 @@ import { getReplica, listReplicas, removeReplica, verifyRebuild } from './replic
 /** How often the sync agent is asked how far it is. */
 const PROGRESS_PERIOD_MS = 500;
 const CONCURRENT_SYNC_DEFAULT = 1;
+/** A replica starts serving a moment before its sync agent does. */
+const SYNC_AGENT_START_MS = 10_000;
+const SYNC_AGENT_POLL_MS = 100;
 
 export type RebuildStep =
   | 'check' // sizes, and whether the address is already used
@@ -111,7 +114,9 @@ class Rebuild {
     if (volume.replicaCount === 0) return this.startWith();
     const isMember = await this.checkMembership();
     if (request.isRestore) return this.joinRestore(volume.size, replica, isMember);
+    await this.awaitSyncAgent();
     if (!isMember) {
+      checkIsFree(address, replica);
       await this.matchSize(volume.size, replica);
       await this.clearStaleFlag(replica);
       this.report('join');
@@ -148,8 +153,31 @@ class Rebuild {
       const text = `replica ${address} is already part of the volume and RW`;
       throw new StorageError('ALREADY_EXISTS', text);
     }
-    const text = `replica ${address} is part of the volume in mode ERR`;
-    throw new StorageError('INVALID_STATE', text);
+    throw new StorageError('INVALID_STATE', `replica ${address} failed and is still listed`);
+  }
+
+  /** The copy needs it: without it the replica must not join. @throws BUSY when it is copying already. */
+  private async awaitSyncAgent(): Promise<void> {
+    const { address } = this.request;
+    const { clock } = this.connections.options;
+    const agent = this.connections.syncAgent(address);
+    const untilMs = clock.nowMs() + SYNC_AGENT_START_MS;
+    for (;;) {
+      try {
+        const { isRebuilding } = await agent.replicaRebuildStatus({});
+        if (!isRebuilding) return;
+        throw new StorageError('BUSY', `replica ${address} is already rebuilding`);
+      } catch (error) {
+        const failure = storageErrorOfRpc(error);
+        const isAway = ['CONNECTION_REFUSED', 'CONNECTION_LOST'].includes(failure.code);
+        if (!isAway || clock.nowMs() >= untilMs) {
+          const text = `failed to reach the sync agent of replica ${address}: ${failure.message}`;
+          throw failure.code === 'BUSY' ? failure : new StorageError(failure.code, text, {}, error);
+        }
+      }
+      await sleepMs(clock, SYNC_AGENT_POLL_MS, this.options.signal);
+      this.throwIfAborted();
+    }
   }
 
   /** An expansion that this replica missed is made up for. */
@@ -170,7 +198,7 @@ class Rebuild {
   }
 
   private async clearStaleFlag(replica: ReplicaInfo): Promise<void> {
-    if (replica.state !== 'closed' || !replica.rebuilding) return;
+    if (!replica.rebuilding) return;
     this.report('clear');
     const { address } = this.request;
     await withContext(`failed to clear the rebuilding flag of ${address}`, () =>
@@ -178,9 +206,8 @@ class Rebuild {
     );
   }
 
-  /** Opens a closed replica for the action and closes it again whatever happens. */
+  /** Opens the closed replica for the action and closes it again whatever happens. */
   private async whileOpen(replica: ReplicaInfo, action: () => Promise<void>): Promise<void> {
-    if (replica.state !== 'closed') return action();
     const api = this.connections.replica(this.request.address);
     await api.replicaOpen({
       isUpgrade: false,
@@ -353,4 +380,20 @@ class Rebuild {
   ): void {
     this.options.onProgress?.({ step, percent, sources });
   }
+}
+
+/**
+ * A replica that is open serves another engine, or served one that is gone: it must not be expanded
+ * or joined. One that was never created has no size.
+ */
+function checkIsFree(address: string, replica: ReplicaInfo): void {
+  if (replica.state === 'closed') return;
+  const why =
+    replica.state === 'initial'
+      ? 'it was not created yet: start its process with --size'
+      : 'it serves an engine; when that engine is gone, start its process again';
+  throw new StorageError(
+    'INVALID_STATE',
+    `replica ${address} must be closed, cannot add in state ${replica.state}: ${why}`,
+  );
 }

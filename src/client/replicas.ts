@@ -2,7 +2,7 @@
 
 import { ReplicaMode as WireMode } from '../api/generated/controller.js';
 import type { Replica as ReplicaInfo } from '../api/generated/replica.js';
-import { StorageError } from '../core/errors.js';
+import { StorageError, toStorageError } from '../core/errors.js';
 import { type Connections, withContext } from './connections.js';
 
 export type ReplicaMode = 'WO' | 'RW' | 'ERR';
@@ -12,9 +12,12 @@ export interface ReplicaEntry {
   readonly mode: ReplicaMode;
 }
 
-/** A replica with what it says of itself; null when it is ERR or does not answer. */
+/** A replica with what it says of itself. */
 export interface DescribedReplica extends ReplicaEntry {
+  /** Null when it is ERR, which is not asked, or did not answer. */
   readonly info: ReplicaInfo | null;
+  /** Why it did not answer. */
+  readonly failure: StorageError | null;
 }
 
 function modeOfWire(mode: WireMode): ReplicaMode {
@@ -56,9 +59,12 @@ export async function describeReplicas(connections: Connections): Promise<Descri
   const replicas = await listReplicas(connections);
   return Promise.all(
     replicas.map(async (entry) => {
-      if (entry.mode === 'ERR') return { ...entry, info: null };
-      const info = await getReplica(connections, entry.address).catch(() => null);
-      return { ...entry, info };
+      if (entry.mode === 'ERR') return { ...entry, info: null, failure: null };
+      try {
+        return { ...entry, info: await getReplica(connections, entry.address), failure: null };
+      } catch (error) {
+        return { ...entry, info: null, failure: toStorageError(error) };
+      }
     }),
   );
 }

@@ -58,26 +58,35 @@ export function snapshotsOfReplica(info: ReplicaInfo): Record<string, SnapshotIn
   return sortedByKey(snapshots.map((snapshot) => [snapshot.name, snapshot]));
 }
 
-/** The readable replica with most disks knows all snapshots; null when none can be asked. */
-function bestInformed(replicas: readonly DescribedReplica[]): ReplicaInfo | null {
-  let best: ReplicaInfo | null = null;
-  let mostDisks = -1;
-  for (const { mode, info } of replicas) {
-    if (mode !== 'RW' || info === null) continue;
-    const diskCount = Object.keys(info.disks).length;
-    if (diskCount <= mostDisks) continue;
-    best = info;
-    mostDisks = diskCount;
-  }
-  return best;
+/**
+ * What the readable replicas say; one that does not answer is left out.
+ * @throws its failure when none of them answers.
+ */
+async function readableInfos(connections: Connections): Promise<ReplicaInfo[]> {
+  const readable = (await describeReplicas(connections)).filter(({ mode }) => mode === 'RW');
+  const infos = readable.flatMap(({ info }) => (info === null ? [] : [info]));
+  const failure = readable.find((replica) => replica.failure !== null)?.failure;
+  if (infos.length === 0 && failure) throw failure;
+  return infos;
 }
 
-/** All snapshots and the head, removed ones too. Null when the volume has no readable replica. */
+/**
+ * All snapshots and the head, removed ones too, as the replica with most disks has them.
+ * Null when the volume has no readable replica.
+ */
 export async function snapshotInfos(
   connections: Connections,
 ): Promise<Record<string, SnapshotInfo> | null> {
-  const info = bestInformed(await describeReplicas(connections));
-  return info === null ? null : snapshotsOfReplica(info);
+  let best: ReplicaInfo | null = null;
+  for (const info of await readableInfos(connections)) {
+    const isLarger = best === null || diskCount(info) > diskCount(best);
+    if (isLarger) best = info;
+  }
+  return best === null ? null : snapshotsOfReplica(best);
+}
+
+function diskCount(info: ReplicaInfo): number {
+  return Object.keys(info.disks).length;
 }
 
 /**
@@ -85,9 +94,9 @@ export async function snapshotInfos(
  * Without those marked as removed, which are no longer part of the chain.
  */
 export async function snapshotNames(connections: Connections): Promise<string[]> {
-  const chains = (await describeReplicas(connections))
-    .filter(({ mode, info }) => mode === 'RW' && info !== null)
-    .map(({ info }) => (info?.chain ?? []).map((disk) => SNAPSHOT_DISK.exec(disk)?.[1] ?? ''));
+  const chains = (await readableInfos(connections)).map(({ chain }) =>
+    chain.map((disk) => SNAPSHOT_DISK.exec(disk)?.[1] ?? ''),
+  );
   const [first, ...others] = chains;
   return (first ?? []).filter((name) => name !== '' && others.every((c) => c.includes(name)));
 }

@@ -1,0 +1,98 @@
+// Runs the program as a user does, and writes to a volume through the `socket` frontend.
+
+import { type ChildProcess, fork, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { fileURLToPath } from 'node:url';
+import { FRAME_HEADER_BYTES, FRAME_TYPE } from '../../src/wire/replica/constants.js';
+import { encodeFrameHeader } from '../../src/wire/replica/frame.js';
+import { RawClient } from './raw-client.js';
+
+const PROGRAM = fileURLToPath(new URL('../../src/cli/main.js', import.meta.url));
+const WORKER = fileURLToPath(new URL('./cli-worker-main.js', import.meta.url));
+
+export interface CliResult {
+  readonly code: number | null;
+  readonly stdout: string;
+  readonly stderr: string;
+}
+
+export interface CliRun {
+  readonly result: Promise<CliResult>;
+  kill(signal: NodeJS.Signals): void;
+  /** Resolves when stderr contains the text. @throws when the program ends without. */
+  said(text: string): Promise<void>;
+}
+
+export function startCli(args: readonly string[]): CliRun {
+  const child = spawn(process.execPath, [PROGRAM, ...args], { stdio: ['ignore', 'pipe', 'pipe'] });
+  let stdout = '';
+  let stderr = '';
+  let isOver = false;
+  const listeners = new Set<() => void>();
+  const wake = (): void => {
+    for (const listener of listeners) listener();
+  };
+  child.stdout.setEncoding('utf8').on('data', (text: string) => (stdout += text));
+  child.stderr.setEncoding('utf8').on('data', (text: string) => {
+    stderr += text;
+    wake();
+  });
+  const result = once(child, 'close').then(([code]) => {
+    isOver = true;
+    wake();
+    return { code: code as number | null, stdout, stderr };
+  });
+  return {
+    result,
+    kill: (signal) => void child.kill(signal),
+    said: (text) =>
+      new Promise((resolve, reject) => {
+        const look = (): void => {
+          if (stderr.includes(text)) resolve();
+          else if (isOver) reject(new Error(`ended without saying '${text}': ${stderr}`));
+          else return;
+          listeners.delete(look);
+        };
+        listeners.add(look);
+        look();
+      }),
+  };
+}
+
+export function runCli(...args: string[]): Promise<CliResult> {
+  return startCli(args).result;
+}
+
+/** The same command line in one process for many commands, for tests that run dozens. */
+export class CliWorker {
+  private readonly child: ChildProcess = fork(WORKER);
+
+  async run(...args: string[]): Promise<CliResult> {
+    this.child.send(args);
+    const [result] = await once(this.child, 'message');
+    return result as CliResult;
+  }
+
+  stop(): void {
+    this.child.kill('SIGKILL');
+  }
+}
+
+/** Writes through the frontend's socket, one request at a time. */
+export async function writeThroughSocket(
+  path: string,
+  writes: readonly { offset: number; data: Buffer }[],
+): Promise<void> {
+  const client = await RawClient.connect({ path });
+  for (const [seq, { offset, data }] of writes.entries()) {
+    const header = Buffer.alloc(FRAME_HEADER_BYTES);
+    const view = new DataView(header.buffer, header.byteOffset);
+    const length = data.byteLength;
+    encodeFrameHeader(view, 0, seq, FRAME_TYPE.write, offset, length, length);
+    client.write(Buffer.concat([header, data]));
+    const answer = await client.read(FRAME_HEADER_BYTES);
+    const type = answer.readUInt32LE(6);
+    if (type !== FRAME_TYPE.response) throw new Error(`a write was answered with type ${type}`);
+  }
+  client.destroy();
+}
