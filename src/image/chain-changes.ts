@@ -23,7 +23,7 @@ import {
 } from './disk-files.js';
 import type { DiskRecord, VolumeMeta } from './metadata.js';
 import { checkSnapshotName, nextHeadName, snapshotDiskName } from './names.js';
-import { layerOf, openLayers } from './opening.js';
+import { layerOf, openLayers, readDirectory } from './opening.js';
 
 /** A snapshot to be made, and the size of the head above it. */
 interface NewSnapshot {
@@ -228,6 +228,31 @@ async function commitRevert(state: ChainState, target: DiskRecord, created: stri
   io.isDirty = true;
   state.log.info('image.reverted', { to: target.name, head: newHead.name });
   await removeOldHead(state, oldHead);
+}
+
+/** Files were changed from outside; the open chain becomes what the directory says now. */
+export async function reloadChain(state: ChainState): Promise<void> {
+  checkWritable(state);
+  checkNotBusy(state, ...state.table.all().map((record) => record.name));
+  const { io, store } = state;
+  const held = await io.quiesce();
+  try {
+    await io.stack.head.file.sync();
+    const { meta: stored, table } = await readDirectory(store);
+    const { backingFilePath } = state.meta;
+    const chain = table.chainFrom(stored.head);
+    const stack = await openLayers(store, chain, stored.sizeBytes, backingFilePath, false);
+    const old = io.stack;
+    io.stack = stack;
+    io.sizeBytes = stored.sizeBytes;
+    state.table = table;
+    state.top = stored.head;
+    state.meta = { ...stored, parent: table.get(stored.head)?.parent ?? '', backingFilePath };
+    await old.closeFiles();
+    await writeOpenMeta(state, state.meta);
+  } finally {
+    held.release();
+  }
 }
 
 export async function removeFromChain(state: ChainState, name: string, force: boolean): Promise<void> {

@@ -12,6 +12,7 @@ import { alignDown, alignUp, SECTOR_BYTES } from '../core/units.js';
 import type { Disk } from '../disk/disk.js';
 import {
   expandChain,
+  reloadChain,
   removeFromChain,
   replaceInChain,
   revertChain,
@@ -19,20 +20,20 @@ import {
   writeOpenMeta,
 } from './chain-changes.js';
 import { ChainIo } from './chain-io.js';
-import { checkNotBusy, checkWritable, snapshotCountOf, type ChainState } from './chain-state.js';
-import { Coalescer, pruneBehind } from './coalesce.js';
+import { checkWritable, snapshotCountOf, type ChainState } from './chain-state.js';
 import { createDirectory } from './creation.js';
 import { finishRemoval } from './disk-files.js';
-import { visitExtents, type Layer } from './layer-stack.js';
+import { visitExtents } from './layer-stack.js';
 import { MetadataStore } from './metadata-store.js';
 import type { DiskRecord, VolumeMeta } from './metadata.js';
 import { CHECKSUM_SUFFIX, META_SUFFIX, REVISION_COUNTER, VOLUME_META } from './names.js';
-import { checkDirectory, openLayer, openLayers, readDirectory, readVolumeMeta } from './opening.js';
+import { checkDirectory, openLayers, readDirectory, readVolumeMeta } from './opening.js';
+import { PurgeWork } from './purge-work.js';
 import { mergeRanges, type ByteRange } from './ranges.js';
 import { clearLeftovers } from './recovery.js';
+import { planRemoval, RemovalMarks } from './removal.js';
 import { RequestRouter } from './request-router.js';
 import { RevisionCounter } from './revision-counter.js';
-import type { RemovedAncestors } from './trim-operation.js';
 
 export interface CreateOptions {
   /** A positive multiple of 4096. */
@@ -169,15 +170,16 @@ class Turns {
  * (`volume-snap-x.img`) and as snapshot names (`x`). Changes of the chain wait for requests in
  * flight and hold later ones back; they run one at a time, in call order.
  */
-export class ImageChain implements BlockDevice, RemovedAncestors {
+export class ImageChain implements BlockDevice {
   private readonly state: ChainState;
   private readonly io: ChainIo;
   private readonly router: RequestRouter;
+  private readonly marks: RemovalMarks;
+  private readonly purge: PurgeWork;
   private readonly turns = new Turns();
   private readonly usesRevisionCounter: boolean;
   private snapshotMaxBytes: number;
   private closing: Promise<void> | null = null;
-  private marking: Promise<void> | null = null;
 
   /**
    * Makes the directory (one level) and an empty volume in it, closed. A directory that lost its
@@ -219,7 +221,8 @@ export class ImageChain implements BlockDevice, RemovedAncestors {
     try {
       await image.becomeWritable();
     } catch (error) {
-      await stack.closeFiles();
+      await io.counter?.close();
+      await io.stack.closeFiles();
       throw error;
     }
     return image;
@@ -228,7 +231,9 @@ export class ImageChain implements BlockDevice, RemovedAncestors {
   private constructor(state: ChainState, options: OpenChainOptions) {
     this.state = state;
     this.io = state.io;
-    this.router = new RequestRouter(state.io, this);
+    this.marks = new RemovalMarks(state);
+    this.purge = new PurgeWork(state);
+    this.router = new RequestRouter(state.io, this.marks);
     this.router.marksAncestors = options.unmapMarkDiskChainRemoved ?? false;
     this.usesRevisionCounter = options.revisionCounter ?? false;
     this.snapshotMaxBytes = options.snapshotMaxBytes ?? 0;
@@ -289,46 +294,12 @@ export class ImageChain implements BlockDevice, RemovedAncestors {
 
   /** Unknown names succeed. @throws INVALID_STATE for the head. */
   markRemoved(name: string): Promise<void> {
-    return this.change(async () => {
-      const record = this.state.table.find(name);
-      if (record === undefined) return;
-      if (record.name === this.state.meta.head) {
-        const text = 'cannot mark the active differencing disk as removed';
-        throw new StorageError('INVALID_STATE', text, { name });
-      }
-      await this.state.store.disk.stat(this.state.store.path(record.name));
-      await this.writeRemoved(record);
-    });
-  }
-
-  private async writeRemoved(record: DiskRecord): Promise<void> {
-    if (record.removed) return;
-    const removed = { ...record, removed: true };
-    await this.state.store.writeDisk(removed);
-    this.state.table.put({ ...removed, parent: this.state.table.get(record.name)?.parent ?? '' });
+    return this.change(() => this.marks.markRemoved(name));
   }
 
   /** Unknown names give no actions. @throws INVALID_STATE for the head and unmarked disks. */
   prepareRemove(name: string): RemoveAction[] {
-    const { table, meta } = this.state;
-    const record = table.find(name);
-    if (record === undefined) return [];
-    const source = record.name;
-    if (source === meta.head) {
-      throw new StorageError('INVALID_STATE', 'cannot delete the active differencing disk', { name });
-    }
-    if (!record.removed) {
-      throw new StorageError('INVALID_STATE', `disk ${source} hasn't been marked as removed`, { name });
-    }
-    const children = table.children(source);
-    const target = children[0];
-    if (target === undefined) return [{ action: 'remove', source, target: '' }];
-    if (children.length > 1) return [];
-    if (target === meta.head) return [{ action: 'prune', source, target }];
-    return [
-      { action: 'coalesce', source, target },
-      { action: 'replace', source, target },
-    ];
+    return planRemoval(this.state, name);
   }
 
   /**
@@ -351,29 +322,7 @@ export class ImageChain implements BlockDevice, RemovedAncestors {
 
   /** Reads the directory again after files were changed by a rebuild or restore. */
   reload(): Promise<void> {
-    return this.change(async () => {
-      checkWritable(this.state);
-      const { state, io } = this;
-      checkNotBusy(state, ...state.table.all().map((record) => record.name));
-      const held = await io.quiesce();
-      try {
-        await io.stack.head.file.sync();
-        const { meta: stored, table } = await readDirectory(state.store);
-        const chain = table.chainFrom(stored.head);
-        const { backingFilePath } = state.meta;
-        const stack = await openLayers(state.store, chain, stored.sizeBytes, backingFilePath, false);
-        const old = io.stack;
-        io.stack = stack;
-        io.sizeBytes = stored.sizeBytes;
-        state.table = table;
-        state.top = stored.head;
-        state.meta = { ...stored, parent: table.get(stored.head)?.parent ?? '', backingFilePath };
-        await old.closeFiles();
-        await writeOpenMeta(state, state.meta);
-      } finally {
-        held.release();
-      }
-    });
+    return this.change(() => reloadChain(this.state));
   }
 
   setRebuilding(rebuilding: boolean): Promise<void> {
@@ -395,107 +344,13 @@ export class ImageChain implements BlockDevice, RemovedAncestors {
   // --- long work, next to I/O and changes -----------------------------------------------------
 
   /** Copies the child's data (target) down into its removed parent's file (source). */
-  async coalesce(source: string, target: string, options: WorkOptions = {}): Promise<void> {
-    checkWritable(this.state);
-    const { table } = this.state;
-    const parent = table.find(source);
-    const child = table.find(target);
-    const isPair =
-      parent !== undefined &&
-      child !== undefined &&
-      parent.removed &&
-      child.parent === parent.name &&
-      child.name !== this.state.meta.head &&
-      table.children(parent.name).length === 1;
-    if (!isPair) {
-      const text = `cannot coalesce ${target} into ${source}: not a removed parent and its only child`;
-      throw new StorageError('INVALID_STATE', text, { source, target });
-    }
-    const names = [parent.name, child.name];
-    await this.whileBusy(names, async () => {
-      const childLayer = await openLayer(this.state.store, child.name, false);
-      const parentFile = await this.openForWork(parent.name);
-      try {
-        const isLowest = parent.parent === '' && this.state.meta.backingFilePath === '';
-        await new Coalescer(this.io, parentFile, childLayer, isLowest, options).run();
-      } finally {
-        await parentFile.close();
-        await childLayer.file.close();
-      }
-    });
+  coalesce(source: string, target: string, options: WorkOptions = {}): Promise<void> {
+    return this.purge.coalesce(source, target, options);
   }
 
   /** Punches out of the removed snapshot behind the head what the head hides. */
-  async prune(source: string, options: WorkOptions = {}): Promise<void> {
-    checkWritable(this.state);
-    const record = this.state.table.find(source);
-    const isBehindHead =
-      record !== undefined &&
-      record.removed &&
-      this.state.meta.parent === record.name &&
-      this.state.table.children(record.name).length === 1;
-    if (!isBehindHead) {
-      const text = `cannot prune ${source}: not a removed snapshot right behind the head`;
-      throw new StorageError('INVALID_STATE', text, { source });
-    }
-    await this.whileBusy([record.name], async () => {
-      const head: Layer = this.io.stack.head;
-      const file = await this.openForWork(record.name);
-      try {
-        await pruneBehind(this.io, file, head, options);
-      } finally {
-        await file.close();
-      }
-    });
-  }
-
-  private openForWork(diskName: string): ReturnType<Disk['open']> {
-    return this.state.store.disk.open(this.state.store.path(diskName), { writable: true });
-  }
-
-  private async whileBusy(names: readonly string[], work: () => Promise<void>): Promise<void> {
-    checkNotBusy(this.state, ...names);
-    for (const name of names) this.state.busyDisks.add(name);
-    try {
-      await work();
-    } finally {
-      for (const name of names) this.state.busyDisks.delete(name);
-    }
-  }
-
-  /** For trims, which hold a range, so that the chain stands still. */
-  async belowHead(mark: boolean): Promise<Layer[]> {
-    if (mark) await this.markAncestors();
-    return this.ancestorsWithOneChild()
-      .filter((record, i, all) => all.slice(0, i + 1).every((r) => r.removed))
-      .map((record) => this.io.stack.find(record.name))
-      .filter((layer) => layer !== undefined);
-  }
-
-  private async markAncestors(): Promise<void> {
-    while (this.marking !== null) await this.marking;
-    const unmarked = this.ancestorsWithOneChild().filter((record) => !record.removed);
-    if (unmarked.length === 0) return;
-    this.marking = (async (): Promise<void> => {
-      for (const record of unmarked) await this.writeRemoved(record);
-    })();
-    try {
-      await this.marking;
-    } finally {
-      this.marking = null;
-    }
-  }
-
-  /** From the head's parent up to the first disk that another branch depends on. */
-  private ancestorsWithOneChild(): DiskRecord[] {
-    const { table, meta } = this.state;
-    const records: DiskRecord[] = [];
-    for (const name of table.chainFrom(meta.head).slice(1)) {
-      const record = table.get(name);
-      if (record === undefined || table.children(name).length > 1) break;
-      records.push(record);
-    }
-    return records;
+  prune(source: string, options: WorkOptions = {}): Promise<void> {
+    return this.purge.prune(source, options);
   }
 
   // --- questions ------------------------------------------------------------------------------
@@ -635,6 +490,7 @@ export class ImageChain implements BlockDevice, RemovedAncestors {
     } finally {
       // Later requests are refused, but some may have been waiting for the range.
       held.release();
+      await this.purge.whenIdle();
       const last = await io.quiesce();
       last.release();
       await io.stack.closeFiles();

@@ -18,7 +18,9 @@ const COPY_BYTES = MIB;
 /** Range of the volume that one prune step looks at. */
 const PRUNE_BYTES = 64 * MIB;
 
-function checkCancelled(options: WorkOptions): void {
+/** Between steps, with no range held. */
+function checkGoesOn(io: ChainIo, options: WorkOptions): void {
+  if (io.refusal !== null) throw io.refusal;
   if (options.signal?.aborted === true) throw new StorageError('CANCELLED', 'the purge was cancelled');
 }
 
@@ -90,7 +92,7 @@ export class Coalescer {
     });
     for (const [from, to] of extents) {
       for (let offset = from; offset < to; offset += COPY_BYTES) {
-        checkCancelled(this.options);
+        checkGoesOn(this.io, this.options);
         const lengthBytes = Math.min(COPY_BYTES, to - offset);
         await this.copyRange(offset, lengthBytes, buffer);
         this.doneBytes += lengthBytes;
@@ -154,7 +156,7 @@ export async function pruneBehind(
     throw new StorageError('IMAGE_TRUNCATED', `${snapshot.path} is larger than the head`, { snapshotBytes });
   }
   for (let begin = 0; begin < snapshotBytes; begin += PRUNE_BYTES) {
-    checkCancelled(options);
+    checkGoesOn(io, options);
     const end = Math.min(snapshotBytes, begin + PRUNE_BYTES);
     await pruneRange(io, snapshot, head, begin, end);
     options.onProgress?.(end, snapshotBytes);

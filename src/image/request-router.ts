@@ -36,7 +36,7 @@ export class RequestRouter {
     const { op } = request;
     const isEmpty = request.lengthBytes === 0;
     if (op === BLOCK_OP.flush) this.takeFlush().start(request);
-    else if (op === BLOCK_OP.unmap && (!isEmpty || this.marksAncestors)) {
+    else if (op === BLOCK_OP.unmap && (!isEmpty || this.emptyTrimActs())) {
       new TrimOperation(io, request, this.ancestors, this.marksAncestors).start();
     } else if (isEmpty) request.done(null);
     else if (op === BLOCK_OP.read) this.takeRead().start(request);
@@ -44,6 +44,11 @@ export class RequestRouter {
     else if (op === BLOCK_OP.writeZeroes) this.writeZeroes(request);
     else if (op === BLOCK_OP.extents) new ExtentsOperation(io, request).start();
     else if (op !== BLOCK_OP.unmap) unreachable(op);
+  }
+
+  /** As in Longhorn, an unmap of nothing still marks ancestors and counts as a revision. */
+  private emptyTrimActs(): boolean {
+    return this.marksAncestors || this.io.counter !== null;
   }
 
   private takeRead(): ReadOperation {

@@ -87,7 +87,7 @@ export class TrimOperation implements RangeHolder {
 
   private countRevision(): Promise<void> {
     const { counter } = this.io;
-    if (counter === null || this.beginOffset >= this.endOffset) return Promise.resolve();
+    if (counter === null) return Promise.resolve();
     const counted = new Promise<void>((resolve, reject) => {
       counter.increment({ revisionWritten: (e) => (e === null ? resolve() : reject(e)) });
     });
