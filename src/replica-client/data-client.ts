@@ -53,11 +53,17 @@ export class DataClient implements BlockDevice, ConnectionHandler {
   private readonly pending = new PendingTable();
   /** Requests that found no header memory; they leave when earlier frames were sent. */
   private backlog: BlockRequest[] = [];
+  /** Slots whose flush found no header memory. */
+  private readonly waitingFlushes: number[] = [];
   private readonly header = new FrameHeader();
   /** Slot whose read payload is arriving, or -1. */
   private receivingSlot = -1;
   private skipBytes = 0;
   private failure: StorageError | null = null;
+  /**
+   * Last answer to a request, or when requests began. Answers to pings do not count: a replica
+   * whose disk hangs still answers them.
+   */
   private lastActivityMs = 0;
   private silenceTimer: Timer | null = null;
   private pingTimer: Timer | null = null;
@@ -104,7 +110,6 @@ export class DataClient implements BlockDevice, ConnectionHandler {
   }
 
   received(beginOffset: number, endOffset: number): number {
-    this.lastActivityMs = this.options.clock.nowMs();
     let at = beginOffset;
     try {
       for (;;) {
@@ -133,6 +138,7 @@ export class DataClient implements BlockDevice, ConnectionHandler {
     const slot = token - 1;
     if (this.failure !== null) return;
     if (this.pending.markSent(slot)) this.finish(slot);
+    if (this.waitingFlushes.length > 0) this.sendWaitingFlushes();
     if (this.backlog.length > 0) this.sendBacklog();
   }
 
@@ -157,8 +163,8 @@ export class DataClient implements BlockDevice, ConnectionHandler {
   }
 
   private sendFrame(slot: number, at: number, request: BlockRequest, type: number): void {
-    const isWrite = request.op === BLOCK_OP.write;
     const isFlush = type === FRAME_TYPE.flush;
+    const isWrite = request.op === BLOCK_OP.write && !isFlush;
     const lengthBytes = isFlush ? 0 : request.lengthBytes;
     const dataBytes = isWrite ? lengthBytes : 0;
     const offsetBytes = isFlush ? 0 : request.offsetBytes;
@@ -261,6 +267,7 @@ export class DataClient implements BlockDevice, ConnectionHandler {
   }
 
   private answered(slot: number, error: StorageError | null): void {
+    this.lastActivityMs = this.options.clock.nowMs();
     // The answer may overtake the event that the frame was sent; the buffer is free only after both.
     if (this.pending.markAnswered(slot, error)) this.finish(slot);
   }
@@ -268,19 +275,33 @@ export class DataClient implements BlockDevice, ConnectionHandler {
   private finish(slot: number): void {
     const request = this.pending.get(slot) as BlockRequest;
     const error = this.pending.errorOf(slot);
-    const lacksFua =
-      request.fua && request.op !== BLOCK_OP.write && this.canFlush && error === null;
-    if (lacksFua && this.pending.startFlush(slot)) {
-      const at = this.connection.header(FRAME_HEADER_BYTES);
-      if (at !== NO_BUFFER) {
-        this.sendFrame(slot, at, request, FRAME_TYPE.flush);
-        return;
-      }
-      this.fail(new StorageError('LIMIT_EXCEEDED', 'the replica does not read'), true);
+    if (error === null && this.needsFlush(request) && this.pending.startFlush(slot)) {
+      if (this.waitingFlushes.length > 0 || !this.sendFlush(slot)) this.waitingFlushes.push(slot);
       return;
     }
     this.pending.remove(slot);
     request.done(error);
+  }
+
+  /** A durable request that the replica took as an ordinary one. */
+  private needsFlush(request: BlockRequest): boolean {
+    const wasDurable = request.op === BLOCK_OP.write && this.canWriteFua;
+    return request.fua && this.canFlush && !wasDurable;
+  }
+
+  /** False when there is no header memory. */
+  private sendFlush(slot: number): boolean {
+    const at = this.connection.header(FRAME_HEADER_BYTES);
+    if (at === NO_BUFFER) return false;
+    this.sendFrame(slot, at, this.pending.get(slot) as BlockRequest, FRAME_TYPE.flush);
+    return true;
+  }
+
+  private sendWaitingFlushes(): void {
+    const { waitingFlushes } = this;
+    let count = 0;
+    while (count < waitingFlushes.length && this.sendFlush(waitingFlushes[count] as number)) count++;
+    if (count > 0) waitingFlushes.splice(0, count);
   }
 
   private fail(error: StorageError, tellOwner: boolean): void {
