@@ -17,6 +17,7 @@
         "native/data_socket.cc",
         "native/socket_address.cc",
         "native/socket_hub.cc",
+        "native/busy_poll.cc",
         "native/memory_trim.cc"
       ],
       "include_dirs": ["<!(node -p \"require('node-addon-api').include_dir\")"],
@@ -31,7 +32,13 @@
       "cflags_cc": ["-std=c++20", "-fno-exceptions", "-fno-rtti"],
       "conditions": [
         ["sanitize!=''", {
-          "cflags": ["-fsanitize=<(sanitize)", "-fno-omit-frame-pointer", "-g"],
+          "cflags": [
+            "-fsanitize=<(sanitize)",
+            "-fno-sanitize=vptr",
+            "-fno-sanitize-recover=all",
+            "-fno-omit-frame-pointer",
+            "-g"
+          ],
           "ldflags": ["-fsanitize=<(sanitize)"]
         }]
       ]
