@@ -219,7 +219,7 @@ export class ImageChain implements BlockDevice {
     const image = new ImageChain(state, options);
     if (isReadOnly) return image;
     try {
-      await image.becomeWritable();
+      await image.becomeWritable(stored);
     } catch (error) {
       await io.counter?.close();
       await io.stack.closeFiles();
@@ -239,7 +239,7 @@ export class ImageChain implements BlockDevice {
     this.snapshotMaxBytes = options.snapshotMaxBytes ?? 0;
   }
 
-  private async becomeWritable(): Promise<void> {
+  private async becomeWritable(stored: VolumeMeta): Promise<void> {
     const { store, table, meta, log } = this.state;
     await clearLeftovers(store, table, meta.head, log);
     // An interrupted replacement may have given the head's ancestors other names.
@@ -247,7 +247,12 @@ export class ImageChain implements BlockDevice {
     if (this.usesRevisionCounter) {
       this.io.counter = await RevisionCounter.open(store.disk, store.directory);
     }
-    await writeOpenMeta(this.state, meta);
+    // After a crash volume.meta is right already, and on a full disk it could not be written.
+    const isRight =
+      stored.dirty &&
+      stored.parent === meta.parent &&
+      stored.backingFilePath === meta.backingFilePath;
+    if (!isRight) await writeOpenMeta(this.state, meta);
   }
 
   private layerCount(): number {

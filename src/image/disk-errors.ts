@@ -10,7 +10,9 @@ const EDQUOT = 122;
 /** @param result a negative errno, or a count of bytes that is shorter than asked for. */
 export function diskError(result: number, what: string, path: string): StorageError {
   const errno = -result;
-  if (errno === ENOSPC || errno === EDQUOT) {
+  // The queue retries short transfers; a write that stays short has filled the disk.
+  const isShortWrite = what === 'write' && result >= 0;
+  if (errno === ENOSPC || errno === EDQUOT || isShortWrite) {
     return new StorageError('NO_SPACE', `${what} ${path}: no space left on device`, { path, errno });
   }
   const reason = result < 0 ? `errno ${errno}` : `only ${result} bytes`;

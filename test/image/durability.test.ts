@@ -1,0 +1,112 @@
+// Orders that matter only when something goes wrong in between: writes during a snapshot, a purge
+// whose covering data is not durable yet, a disk that fills up in the middle of a write.
+
+import t from 'tap';
+
+import { BLOCK_OP } from '../../src/core/block-device.js';
+import { SECTOR_BYTES } from '../../src/core/units.js';
+import { ImageChain } from '../../src/image/chain.js';
+import {
+  chainDefaults,
+  control,
+  memoryChain,
+  openChain,
+  purge,
+  sectorBytes,
+  sectorsOf,
+  snapshot,
+  testSlab,
+  writeBytes,
+} from '../support/image-chains.js';
+import { MemoryDisk } from '../support/memory-disk.js';
+
+const S = SECTOR_BYTES;
+
+t.test('writes during a snapshot are durable after the next flush', async (t) => {
+  const { disk, chain } = await memoryChain(64);
+  await writeBytes(disk, chain, 0, sectorsOf(1));
+  let isTaken = false;
+  const taken = snapshot(chain, 'a').then(() => {
+    isTaken = true;
+  });
+  let written = 1;
+  while (!isTaken && written < 64) {
+    await writeBytes(disk, chain, written * S, sectorsOf(written + 1));
+    written++;
+  }
+  await taken;
+  await control(chain, BLOCK_OP.flush);
+  disk.restart();
+  const again = await openChain(disk, '/volume');
+  const expected = Array.from({ length: 64 }, (_, i) => (i < written ? i + 1 : 0));
+  t.ok(written > 3, 'the snapshot does not stop writes for long');
+  t.strictSame(await sectorBytes(disk, again), expected);
+});
+
+t.test('prune takes nothing away before what hides it is durable', async (t) => {
+  const { disk, chain } = await memoryChain(2);
+  await writeBytes(disk, chain, 0, sectorsOf(1, 2));
+  await snapshot(chain, 'a');
+  await writeBytes(disk, chain, 0, sectorsOf(2));
+  await purge(chain, 'a');
+  disk.restart();
+  const again = await openChain(disk, '/volume');
+  t.match(await sectorBytes(disk, again), [2, 1], 'the un-flushed write or the old data, never zeros');
+});
+
+t.test('a trim takes removed snapshots away only behind a durable head', async (t) => {
+  const { disk, chain } = await memoryChain(2);
+  await writeBytes(disk, chain, 0, sectorsOf(1, 2));
+  await snapshot(chain, 'a');
+  await writeBytes(disk, chain, 0, sectorsOf(2));
+  await snapshot(chain, 'b');
+  await chain.markRemoved('b');
+  await control(chain, BLOCK_OP.unmap, 0, S);
+  disk.restart();
+  const again = await openChain(disk, '/volume');
+  const bytes = await sectorBytes(disk, again);
+  t.ok(bytes[0] === 0 || bytes[0] === 2, 'never the data of a, which b hid');
+});
+
+t.test('a write that the disk has room for in part shows exactly that part', async (t) => {
+  const disk = new MemoryDisk({ slab: testSlab, capacityBytes: 14 * S });
+  await ImageChain.create(disk, '/volume', { sizeBytes: 8 * S, ...chainDefaults });
+  const chain = await openChain(disk, '/volume');
+  await writeBytes(disk, chain, 0, sectorsOf(1, 8));
+  await snapshot(chain, 'a');
+  await t.rejects(writeBytes(disk, chain, 0, sectorsOf(2, 8)), { code: 'NO_SPACE' });
+  const live = await sectorBytes(disk, chain);
+  t.match(live.join(' '), /^2 (2 )*1( 1)*$/, 'new sectors first, then the old ones');
+  disk.restart({ page: () => true, directoryChanges: (_path, count) => count });
+  const again = await openChain(disk, '/volume');
+  t.strictSame(await sectorBytes(disk, again), live, 'and so it stays');
+});
+
+t.test('closing stops a purge at its next step and nothing is lost', async (t) => {
+  const { disk, chain } = await memoryChain(600);
+  await snapshot(chain, 'a');
+  for (let i = 0; i < 600; i += 200) await writeBytes(disk, chain, i * S, sectorsOf(1, 150));
+  await snapshot(chain, 'b');
+  await chain.markRemoved('a');
+  const before = await sectorBytes(disk, chain);
+  let closing: Promise<void> | null = null;
+  const work = chain.coalesce('a', 'b', {
+    onProgress: () => {
+      closing ??= chain.close();
+    },
+  });
+  let isOver = false;
+  const outcome = t.rejects(work, { code: 'CLOSED' }).then(() => {
+    isOver = true;
+  });
+  // close() waits for the step that runs, so nothing touches the files afterwards.
+  while (closing === null) await disk.pause();
+  await closing;
+  t.equal(isOver, true);
+  await outcome;
+  const again = await openChain(disk, '/volume');
+  t.equal(again.info().dirty, false);
+  t.strictSame(await sectorBytes(disk, again), before);
+  await purge(again, 'a');
+  t.strictSame(await sectorBytes(disk, again), before);
+});
