@@ -17,7 +17,6 @@
         "native/data_socket.cc",
         "native/socket_address.cc",
         "native/socket_hub.cc",
-        "native/busy_poll.cc",
         "native/memory_trim.cc"
       ],
       "include_dirs": ["<!(node -p \"require('node-addon-api').include_dir\")"],

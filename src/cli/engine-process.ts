@@ -21,7 +21,7 @@ import {
   parseListenAddress,
   type Runtime,
   stopOnSignal,
-  trimMemorySoon,
+  settleSoon,
 } from './runtime.js';
 
 export interface EngineProcessOptions {
@@ -68,7 +68,7 @@ export async function runEngine(options: EngineProcessOptions): Promise<void> {
     const { host, port } = parseListenAddress(options.listen);
     const realPort = await server.listen(host, port);
     log.info('engine.serving', { port: realPort, endpoint: engine.frontend.endpoint });
-    trimMemorySoon(runtime.clock);
+    settleSoon(runtime.clock);
   } catch (error) {
     // Replicas that were opened are closed again, so that the next start finds them closed.
     await engine.shutdown().catch(() => undefined);

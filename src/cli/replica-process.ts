@@ -24,7 +24,7 @@ import {
   parseListenAddress,
   type Runtime,
   stopOnSignal,
-  trimMemorySoon,
+  settleSoon,
 } from './runtime.js';
 
 export interface ReplicaProcessOptions {
@@ -60,7 +60,7 @@ export async function runReplica(options: ReplicaProcessOptions): Promise<void> 
   try {
     await serve(options, runtime);
     log.info('replica.serving', { directory, listen: options.listen });
-    trimMemorySoon(runtime.clock);
+    settleSoon(runtime.clock);
   } catch (error) {
     exitOnStartFailure(log, error, EXIT_CODE.failure);
   }

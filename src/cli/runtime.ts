@@ -4,6 +4,7 @@
 import { mkdirSync, readFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { setFlagsFromString } from 'node:v8';
 import { addon } from '../addon/addon.js';
 import { realClock } from '../core/clock-real.js';
 import type { Clock } from '../core/clock.js';
@@ -44,12 +45,22 @@ export function createRuntime(log: Logger): Runtime {
   return { clock: realClock, log, slab, transport };
 }
 
-/** When a daemon that began to serve gives back what only its start needed. */
-const TRIM_AFTER_MS = 500;
+/** When a daemon that began to serve turns from starting to working. */
+const SETTLE_AFTER_MS = 500;
+/**
+ * bin/longhorn starts V8 without its baseline compiler and slow to optimise: a start runs
+ * everything once, and compiled code would only cost memory. The data path runs the same few
+ * functions for ever: these are compiled after a few hundred requests (docs/performance.md).
+ */
+const WORKING_FLAGS = ['--sparkplug', '--interrupt-budget=20000'] as const;
 
-/** Call once the daemon serves. One process of each volume's copies should cost little when idle. */
-export function trimMemorySoon(clock: Clock): void {
-  clock.after(TRIM_AFTER_MS, () => void addon.trimMemory(), { unref: true });
+/** Call once the daemon serves: gives start-up memory back and lets V8 compile the data path. */
+export function settleSoon(clock: Clock): void {
+  const settle = (): void => {
+    for (const flag of WORKING_FLAGS) setFlagsFromString(flag);
+    addon.trimMemory();
+  };
+  clock.after(SETTLE_AFTER_MS, settle, { unref: true });
 }
 
 /** Runs `stop` once on SIGTERM or SIGINT, then exits: 0, or 1 when it fails or takes too long. */

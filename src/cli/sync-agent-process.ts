@@ -24,7 +24,7 @@ import {
   parseListenAddress,
   type Runtime,
   stopOnSignal,
-  trimMemorySoon,
+  settleSoon,
 } from './runtime.js';
 
 export interface SyncAgentProcessOptions {
@@ -48,7 +48,7 @@ export async function runSyncAgent(options: SyncAgentProcessOptions): Promise<vo
   try {
     await serve(options, runtime);
     log.info('sync-agent.serving', { listen: options.listen, directory: options.directory });
-    trimMemorySoon(runtime.clock);
+    settleSoon(runtime.clock);
   } catch (error) {
     exitOnStartFailure(log, error, EXIT_CODE.failure);
   }
