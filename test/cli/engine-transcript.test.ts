@@ -9,7 +9,7 @@ import t from 'tap';
 import { Connections } from '../../src/client/connections.js';
 import { realClock } from '../../src/core/clock-real.js';
 import { EXIT_CODE } from '../../src/cli/exit-codes.js';
-import { type CliResult, CliWorker, writeThroughSocket } from '../support/cli.js';
+import { type CliResult, CliWorker, SocketClient } from '../support/cli.js';
 import { FIXTURES_MISSING, fixturesDir } from '../support/fixtures.js';
 import { ProcessStack } from '../support/process-stack.js';
 
@@ -153,8 +153,9 @@ t.test(
       if (LATER.has(words[0] ?? '')) continue;
       const sectors = WRITES_BEFORE[index];
       if (sectors !== undefined) {
-        const data = Buffer.alloc(sectors * SECTOR, index);
-        await writeThroughSocket(socket, [{ offset: 0, data }]);
+        const client = await SocketClient.connect(socket);
+        await client.write(0, Buffer.alloc(sectors * SECTOR, index));
+        client.close();
       }
       if (command === ADD_AGAIN) await renew(stack, r2);
       const result = await run(step);

@@ -1,4 +1,4 @@
-// Runs the program as a user does, and writes to a volume through the `socket` frontend.
+// Runs the program as a user does, and reads and writes a volume through the `socket` frontend.
 
 import { type ChildProcess, fork, spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -78,21 +78,45 @@ export class CliWorker {
   }
 }
 
-/** Writes through the frontend's socket, one request at a time. */
-export async function writeThroughSocket(
-  path: string,
-  writes: readonly { offset: number; data: Buffer }[],
-): Promise<void> {
-  const client = await RawClient.connect({ path });
-  for (const [seq, { offset, data }] of writes.entries()) {
+/** A client of the `socket` frontend, one request at a time. */
+export class SocketClient {
+  private readonly connection: RawClient;
+  private seq = 0;
+
+  private constructor(connection: RawClient) {
+    this.connection = connection;
+  }
+
+  static async connect(path: string): Promise<SocketClient> {
+    return new SocketClient(await RawClient.connect({ path }));
+  }
+
+  async write(offset: number, data: Buffer): Promise<void> {
+    await this.request(FRAME_TYPE.write, offset, data.byteLength, data);
+  }
+
+  read(offset: number, lengthBytes: number): Promise<Buffer> {
+    return this.request(FRAME_TYPE.read, offset, lengthBytes, Buffer.alloc(0));
+  }
+
+  close(): void {
+    this.connection.destroy();
+  }
+
+  private async request(
+    type: number,
+    offset: number,
+    sizeBytes: number,
+    data: Buffer,
+  ): Promise<Buffer> {
     const header = Buffer.alloc(FRAME_HEADER_BYTES);
     const view = new DataView(header.buffer, header.byteOffset);
-    const length = data.byteLength;
-    encodeFrameHeader(view, 0, seq, FRAME_TYPE.write, offset, length, length);
-    client.write(Buffer.concat([header, data]));
-    const answer = await client.read(FRAME_HEADER_BYTES);
-    const type = answer.readUInt32LE(6);
-    if (type !== FRAME_TYPE.response) throw new Error(`a write was answered with type ${type}`);
+    encodeFrameHeader(view, 0, this.seq++, type, offset, sizeBytes, data.byteLength);
+    this.connection.write(Buffer.concat([header, data]));
+    const answer = await this.connection.read(FRAME_HEADER_BYTES);
+    const payload = await this.connection.read(answer.readUInt32LE(22));
+    const answerType = answer.readUInt32LE(6);
+    if (answerType === FRAME_TYPE.response) return payload;
+    throw new Error(`a request was answered with type ${answerType}: ${payload.toString()}`);
   }
-  client.destroy();
 }
