@@ -25,7 +25,11 @@ interface Bench {
 
 async function bench(t: Test): Promise<Bench> {
   const stack = await ProcessStack.create({ size: '16m' });
-  t.teardown(() => stack.stop());
+  t.teardown(async () => {
+    if (!t.passing()) t.comment(stack.replicas.map(({ daemon }) => daemon?.text()).join('\n'));
+    if (!t.passing()) t.comment(stack.engine?.text() ?? 'no engine');
+    await stack.stop();
+  });
   const worker = new CliWorker();
   t.teardown(() => worker.stop());
   await stack.startReplicas(2);
