@@ -100,13 +100,27 @@ function engineFlags(command: Command): Command {
     .option('--enable-backend <name>', 'kept for Longhorn; only tcp exists', collect, [])
     .option('--upgrade', 'take a running volume over from another engine', false)
     .option('--disableRevCounter', 'replicas keep no revision counter', false)
-    .option('--salvageRequested', 'start from the most recent replica when none is known good', false)
-    .option('--engine-replica-timeout <seconds>', 'silence that fails a replica, 8 to 30', wholeNumber, 8)
+    .option(
+      '--salvageRequested',
+      'start from the most recent replica when none is known good',
+      false,
+    )
+    .option(
+      '--engine-replica-timeout <seconds>',
+      'silence that fails a replica, 8 to 30',
+      wholeNumber,
+      8,
+    )
     .option('--unmap-mark-snap-chain-removed', 'trimming reclaims snapshots too', false)
     .option('--file-sync-http-client-timeout <seconds>', 'for file transfers', positiveNumber, 5)
     .option('--snapshot-max-count <n>', 'most snapshots', wholeNumber, SNAPSHOT_COUNT_MAX)
     .option('--snapshot-max-size <size>', 'most bytes in snapshots, 0 for no limit', size, 0)
-    .option('--rebuild-sync-concurrent-limit <n>', 'replicas a rebuild reads from', positiveNumber, 1)
+    .option(
+      '--rebuild-sync-concurrent-limit <n>',
+      'replicas a rebuild reads from',
+      positiveNumber,
+      1,
+    )
     .option('--nbd-listen <endpoint>', 'unix:///PATH or HOST:PORT (repeat)', endpoint, [])
     .addOption(new Option('--nbd-tls <mode>').choices(['off', 'allow', 'require']).default('off'))
     .option('--nbd-tls-certificate <file>', 'PEM certificate chain of the NBD server')
@@ -203,11 +217,20 @@ interface ReplicaFlags {
 function replicaFlags(command: Command): Command {
   return command
     .option('--size <size>', 'create the replica with this size when it is new', size)
-    .option('--listen <host:port>', 'control API; data at port+1, sync agent at port+2', 'localhost:9502')
+    .option(
+      '--listen <host:port>',
+      'control API; data at port+1, sync agent at port+2',
+      'localhost:9502',
+    )
     .option('--backing-file <path>', 'raw image under the oldest layer, or a directory with one')
     .option('--no-sync-agent', 'start no sync agent beside the replica')
     .option('--sync-agent <bool>', 'Longhorn form of --no-sync-agent', (text) => text !== 'false')
-    .option('--sync-agent-port-count <n>', 'ports for file transfers from port+3 on', positiveNumber, 10)
+    .option(
+      '--sync-agent-port-count <n>',
+      'ports for file transfers from port+3 on',
+      positiveNumber,
+      10,
+    )
     .option('--disableRevCounter', 'keep no revision counter', false)
     .option('--unmap-mark-disk-chain-removed', 'trimming reclaims snapshots too', false)
     .option('--replica-instance-name <name>', 'name that callers must mean', '')

@@ -90,7 +90,9 @@ export class BlockRequestPool {
 /** One request as a promise, for control paths and tests. */
 export function submitAndWait(
   device: BlockDevice,
-  fields: Partial<Pick<BlockRequest, 'op' | 'offsetBytes' | 'lengthBytes' | 'bufferOffset' | 'fua'>>,
+  fields: Partial<
+    Pick<BlockRequest, 'op' | 'offsetBytes' | 'lengthBytes' | 'bufferOffset' | 'fua'>
+  >,
 ): Promise<BlockRequest> {
   return new Promise((resolve, reject) => {
     const request = new BlockRequest();

@@ -37,7 +37,12 @@ export class RangeLock {
    * True when the range is held at once; false when it is queued and granted() comes later.
    * @param endOffset exclusive
    */
-  acquire(holder: RangeHolder, beginOffset: number, endOffset: number, exclusive: boolean): boolean {
+  acquire(
+    holder: RangeHolder,
+    beginOffset: number,
+    endOffset: number,
+    exclusive: boolean,
+  ): boolean {
     if (this.conflicts(beginOffset, endOffset, exclusive, this.waiting.length)) {
       this.waiting.push({ holder, beginOffset, endOffset, exclusive });
       return false;
@@ -61,7 +66,12 @@ export class RangeLock {
     if (this.waiting.length > 0) this.grantWaiting();
   }
 
-  private conflicts(begin: number, end: number, exclusive: boolean, waitersBefore: number): boolean {
+  private conflicts(
+    begin: number,
+    end: number,
+    exclusive: boolean,
+    waitersBefore: number,
+  ): boolean {
     for (let i = 0; i < this.count; i++) {
       const overlaps = (this.begins[i] as number) < end && begin < (this.ends[i] as number);
       if (overlaps && (exclusive || this.exclusives[i] === 1)) return true;

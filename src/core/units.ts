@@ -23,7 +23,9 @@ export function u64FromHalves(high: number, low: number, what: string): number {
 /** @throws UNSAFE_INTEGER outside the exact range of a number. */
 export function bigintToNumber(value: bigint, what: string): number {
   if (value > 9007199254740991n || value < -9007199254740991n) {
-    throw new StorageError('UNSAFE_INTEGER', `${what} is beyond 2^53 - 1`, { value: String(value) });
+    throw new StorageError('UNSAFE_INTEGER', `${what} is beyond 2^53 - 1`, {
+      value: String(value),
+    });
   }
   return Number(value);
 }

@@ -2,7 +2,7 @@
 
 import {
   type ControllerReplica,
-  ControllerServiceDefinition,
+  type ControllerServiceDefinition,
   ReplicaMode as WireMode,
   type Volume as VolumeMessage,
 } from '../api/generated/controller.js';
@@ -146,7 +146,8 @@ function replicaHandlers(engine: Engine): ServiceHandlers<typeof ControllerServi
     replicaGet: ({ address }) => orNotFound(() => replicaMessage(engine.findReplica(address))),
     controllerReplicaCreate: async ({ address, snapshotRequired, mode }) => {
       const wanted = modeOfWire(mode);
-      if (wanted === 'ERR') throw new StorageError('INVALID_ARGUMENT', 'cannot add a replica as ERR');
+      if (wanted === 'ERR')
+        throw new StorageError('INVALID_ARGUMENT', 'cannot add a replica as ERR');
       await engine.addReplica(address, snapshotRequired, wanted);
       return replicaMessage(engine.findReplica(address));
     },

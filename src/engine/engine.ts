@@ -193,7 +193,9 @@ export class Engine {
   setUnmapMarkSnapChainRemoved(enabled: boolean): Promise<void> {
     return this.mutex.run(async () => {
       this.settings.unmapMarkSnapChainRemoved = enabled;
-      const results = await this.group.onLive((p) => p.control.setUnmapMarkDiskChainRemoved(enabled));
+      const results = await this.group.onLive((p) =>
+        p.control.setUnmapMarkDiskChainRemoved(enabled),
+      );
       const failures = results.filter((result) => result.error !== null);
       if (failures.length === results.length) {
         const text = `failed to correct Unmatched flag UnmapMarkSnapChainRemoved for all replicas, expect ${enabled}`;

@@ -85,7 +85,9 @@ export class Expansion {
     const results = await group.onLive((port) => port.control.expand(sizeBytes));
     const failures = results.filter((result) => result.error !== null);
     if (failures.length === 0) return;
-    const reasons = failures.map((f) => `${f.member.address}: ${f.error?.message ?? ''}`).join('; ');
+    const reasons = failures
+      .map((f) => `${f.member.address}: ${f.error?.message ?? ''}`)
+      .join('; ');
     if (failures.length < results.length) {
       this.failAll(failures);
       this.failed(`the expansion succeeded, but some replica expansion failed: ${reasons}`);

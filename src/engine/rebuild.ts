@@ -67,7 +67,10 @@ function cutRebuildSnapshot(group: ReplicaGroup, clock: Clock, port: ReplicaPort
   return cutSnapshot(group, record, port);
 }
 
-function writeOnlyMember(group: ReplicaGroup, address: string): { member: Member; port: ReplicaPort } {
+function writeOnlyMember(
+  group: ReplicaGroup,
+  address: string,
+): { member: Member; port: ReplicaPort } {
   const member = group.membership.find(address);
   if (member === undefined) {
     throw new StorageError('NOT_FOUND', `cannot find replica ${address}`);
@@ -101,7 +104,10 @@ function diskNames(info: ReplicaInfo): string[] {
 }
 
 /** Files the new replica needs. Its own leftovers that nobody else has are removed. */
-export async function prepareRebuild(parts: RebuildParts, address: string): Promise<SyncFileInfo[]> {
+export async function prepareRebuild(
+  parts: RebuildParts,
+  address: string,
+): Promise<SyncFileInfo[]> {
   const { group, volume } = parts;
   const { port } = writeOnlyMember(group, address);
   return volume.withBarrier(async () => {

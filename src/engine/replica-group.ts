@@ -49,7 +49,11 @@ export class ReplicaGroup {
   promote(member: Member): void {
     this.membership.promote(member);
     if (member.port !== null) member.port.zeroesAsData = false;
-    this.options.log.info('replica.mode.changed', { replica: member.address, from: 'WO', to: 'RW' });
+    this.options.log.info('replica.mode.changed', {
+      replica: member.address,
+      from: 'WO',
+      to: 'RW',
+    });
   }
 
   /** Moves a replica to ERR at once and lets go of it; its process is told to close if it can be. */

@@ -12,7 +12,10 @@ import type { Volume } from './volume.js';
 
 /** Time stamps in metadata: RFC 3339, whole seconds, UTC. */
 export function createdNow(clock: Clock): string {
-  return clock.wallTime().toISOString().replace(/\.\d+Z$/, 'Z');
+  return clock
+    .wallTime()
+    .toISOString()
+    .replace(/\.\d+Z$/, 'Z');
 }
 
 export function snapshotDiskName(name: string): string {
@@ -38,7 +41,10 @@ export async function checkSnapshotLimits(
   }
   const total = most((info) => info.snapshotCountTotal);
   if (total >= CHAIN_LAYERS_MAX) {
-    throw new StorageError('TOO_MANY_SNAPSHOTS', `snapshot count total is already too big: ${total}`);
+    throw new StorageError(
+      'TOO_MANY_SNAPSHOTS',
+      `snapshot count total is already too big: ${total}`,
+    );
   }
   if (settings.snapshotMaxBytes === 0) return;
   const remaining = settings.snapshotMaxBytes - most((info) => info.snapshotSizeUsage);
@@ -111,7 +117,9 @@ export async function revertToSnapshot(
   }
   const created = createdNow(clock);
   const diskName = snapshotDiskName(name);
-  await volume.withBarrier(() => group.onLiveOrFail((port) => port.control.revert(diskName, created)));
+  await volume.withBarrier(() =>
+    group.onLiveOrFail((port) => port.control.revert(diskName, created)),
+  );
 }
 
 async function checkRevertTarget(group: ReplicaGroup, name: string): Promise<void> {

@@ -44,7 +44,8 @@ export function salvage(candidates: readonly Candidate[]): Candidate | null {
   return best;
 
   function isBetter(a: Candidate, b: Candidate): boolean {
-    if (a.info.headFileSize !== b.info.headFileSize) return a.info.headFileSize > b.info.headFileSize;
+    if (a.info.headFileSize !== b.info.headFileSize)
+      return a.info.headFileSize > b.info.headFileSize;
     return modifiedNs(a) > modifiedNs(b);
   }
 }

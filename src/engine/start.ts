@@ -47,14 +47,17 @@ export async function startReplicas(
     }),
   );
   // In the order they were given, whichever answered first.
-  connected.sort((a, b) => request.addresses.indexOf(a.address) - request.addresses.indexOf(b.address));
+  connected.sort(
+    (a, b) => request.addresses.indexOf(a.address) - request.addresses.indexOf(b.address),
+  );
   const sizes = connected.map((replica) => replica.port.sizeBytes);
   const volumeBytes = decideVolumeSize(request.sizeBytes, request.currentSizeBytes, sizes);
   const trusted = selectTrusted(connected, rejected, settings, volumeBytes);
   for (const { port } of connected.filter((replica) => !trusted.includes(replica))) {
     group.closePort(port);
   }
-  for (const { address, error } of rejected) log.error('replica.rejected', { replica: address, error });
+  for (const { address, error } of rejected)
+    log.error('replica.rejected', { replica: address, error });
   if (trusted.length === 0) throw noBackend(request.addresses, rejected);
   for (const address of request.addresses) {
     const port = trusted.find((replica) => replica.address === address)?.port ?? null;
@@ -108,7 +111,8 @@ function selectTrusted(
   let candidates = connected.filter((replica) => {
     const { info, port } = replica;
     const fits = port.sizeBytes === volumeBytes && info.sectorSize === sectorBytes;
-    if (!fits) reject(rejected, replica, `its size ${info.size} is not the volume's ${volumeBytes}`);
+    if (!fits)
+      reject(rejected, replica, `its size ${info.size} is not the volume's ${volumeBytes}`);
     return fits;
   });
   if (settings.isUpgrade) return candidates;

@@ -96,7 +96,11 @@ export class UnalignedWriter implements BlockRequestOwner {
     const isWhole = piece.patchEnd - piece.patchBegin === piece.lengthBytes;
     if (isWhole) {
       const { request } = this.job as Job;
-      this.submit(request.op, piece, request.bufferOffset + (piece.patchBegin - request.offsetBytes));
+      this.submit(
+        request.op,
+        piece,
+        request.bufferOffset + (piece.patchBegin - request.offsetBytes),
+      );
     } else {
       this.isReading = true;
       this.submit(BLOCK_OP.read, piece, this.scratchOffset);

@@ -280,11 +280,13 @@ export class Volume implements BlockDevice, OperationHost {
       return;
     }
     const { targets, failures } = operation;
-    const results = targets.map((member): WriteResult => ({
-      mode: member.mode === 'WO' ? 'WO' : 'RW',
-      error: failures.find((failure) => failure.member === member)?.error ?? null,
-      writtenBytes: 0,
-    }));
+    const results = targets.map(
+      (member): WriteResult => ({
+        mode: member.mode === 'WO' ? 'WO' : 'RW',
+        error: failures.find((failure) => failure.member === member)?.error ?? null,
+        writtenBytes: 0,
+      }),
+    );
     const outcome = decideWriteOutcome(results);
     const firstError = failures[0]?.error ?? null;
     for (const index of outcome.failed) {
@@ -292,7 +294,10 @@ export class Volume implements BlockDevice, OperationHost {
       const error = results[index]?.error ?? firstError;
       if (error !== null) this.failMember(member, error);
     }
-    this.finish(operation, outcome.answer === 'success' ? null : answerOf(outcome.answer, firstError));
+    this.finish(
+      operation,
+      outcome.answer === 'success' ? null : answerOf(outcome.answer, firstError),
+    );
   }
 
   private finish(operation: VolumeOperation, error: StorageError | null): void {

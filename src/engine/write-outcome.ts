@@ -32,7 +32,8 @@ function losersOfFullVolume(results: readonly WriteResult[], full: readonly numb
   let keptBytes = -1;
   let keptCount = 0;
   for (const [written, members] of groups) {
-    const wins = members.length > keptCount || (members.length === keptCount && written > keptBytes);
+    const wins =
+      members.length > keptCount || (members.length === keptCount && written > keptBytes);
     if (wins) [keptBytes, keptCount] = [written, members.length];
   }
   return full.filter((index) => (results[index]?.writtenBytes ?? 0) !== keptBytes);

@@ -1,6 +1,11 @@
 // One frame being served: a pooled object with one block request per MiB of payload.
 
-import { type BlockOp, type BlockRequest, BLOCK_OP, type BlockRequestPool } from '../core/block-device.js';
+import {
+  type BlockOp,
+  type BlockRequest,
+  BLOCK_OP,
+  type BlockRequestPool,
+} from '../core/block-device.js';
 import type { StorageError } from '../core/errors.js';
 import { EXTENTS_BUFFER_BYTES, REQUEST_BYTES_MAX } from '../core/limits.js';
 import { NO_BUFFER, type Slab } from '../core/slab.js';

@@ -13,7 +13,11 @@ import { CONNECTION_REQUESTS_MAX } from '../core/limits.js';
 import { NO_BUFFER } from '../core/slab.js';
 import type { Connection, ConnectionHandler } from '../transport/connection.js';
 import { takePayload } from '../transport/payload.js';
-import { FRAME_HEADER_BYTES, FRAME_PAYLOAD_BYTES_MAX, FRAME_TYPE } from '../wire/replica/constants.js';
+import {
+  FRAME_HEADER_BYTES,
+  FRAME_PAYLOAD_BYTES_MAX,
+  FRAME_TYPE,
+} from '../wire/replica/constants.js';
 import { decodeFrameHeader, encodeFrameHeader, FrameHeader } from '../wire/replica/frame.js';
 import { FrameOperation, OPERATION_STATE } from './operation.js';
 import type { FrameServerPolicy } from './policy.js';
@@ -174,7 +178,8 @@ export class FrameSession implements ConnectionHandler, BlockRequestOwner {
   private clipUnmap(header: FrameHeader): void {
     const end = Math.min(header.offsetBytes + header.sizeBytes, this.device.sizeBytes);
     header.sizeBytes = Math.max(0, end - header.offsetBytes);
-    if (header.sizeBytes === 0) header.offsetBytes = Math.min(header.offsetBytes, this.device.sizeBytes);
+    if (header.sizeBytes === 0)
+      header.offsetBytes = Math.min(header.offsetBytes, this.device.sizeBytes);
   }
 
   private receivePayload(operation: FrameOperation, begin: number, end: number): number {
@@ -228,8 +233,10 @@ export class FrameSession implements ConnectionHandler, BlockRequestOwner {
       return;
     }
     const dataBytes = operation.replyBytes();
-    const size = operation.type === FRAME_TYPE.unmap ? operation.resultBytes() : operation.sizeBytes;
-    const sizeField = operation.type === FRAME_TYPE.extents ? dataBytes : Math.min(size, 0xffff_ffff);
+    const size =
+      operation.type === FRAME_TYPE.unmap ? operation.resultBytes() : operation.sizeBytes;
+    const sizeField =
+      operation.type === FRAME_TYPE.extents ? dataBytes : Math.min(size, 0xffff_ffff);
     encodeFrameHeader(
       slab.view,
       at,
@@ -256,7 +263,15 @@ export class FrameSession implements ConnectionHandler, BlockRequestOwner {
     const { slab } = this.connection;
     const textBytes = operation.writeErrorText(slab, this.policy.errorText(error));
     const type = this.policy.errorType(error);
-    encodeFrameHeader(slab.view, at, operation.seq, type, operation.offsetBytes, textBytes, textBytes);
+    encodeFrameHeader(
+      slab.view,
+      at,
+      operation.seq,
+      type,
+      operation.offsetBytes,
+      textBytes,
+      textBytes,
+    );
     this.connection.send(at, FRAME_HEADER_BYTES, textBytes === 0 ? operation.token : 0);
     if (textBytes > 0) this.connection.send(operation.bufferForText(), textBytes, operation.token);
   }

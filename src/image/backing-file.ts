@@ -19,10 +19,14 @@ export async function resolveBackingPath(disk: Disk, path: string): Promise<stri
   const names = await disk.list(path);
   const only = names[0];
   if (names.length !== 1 || only === undefined) {
-    throw new StorageError('INVALID_ARGUMENT', `backing directory ${path} must hold exactly one file`, {
-      path,
-      files: names.length,
-    });
+    throw new StorageError(
+      'INVALID_ARGUMENT',
+      `backing directory ${path} must hold exactly one file`,
+      {
+        path,
+        files: names.length,
+      },
+    );
   }
   const filePath = `${path}/${only}`;
   if ((await disk.stat(filePath)).isDirectory) {
@@ -37,7 +41,9 @@ export async function openBackingFile(disk: Disk, path: string, sizeBytes: numbe
   try {
     const imageBytes = await file.sizeBytes();
     if (imageBytes % META_SECTOR_BYTES !== 0) {
-      throw new StorageError('NOT_ALIGNED', `backing file ${path} is no multiple of 512 bytes`, { path });
+      throw new StorageError('NOT_ALIGNED', `backing file ${path} is no multiple of 512 bytes`, {
+        path,
+      });
     }
     if (imageBytes > sizeBytes) {
       throw new StorageError(
@@ -47,7 +53,9 @@ export async function openBackingFile(disk: Disk, path: string, sizeBytes: numbe
       );
     }
     if (await isQcow2(disk, file)) {
-      throw new StorageError('UNSUPPORTED', `backing file ${path} is qcow2; convert it to raw`, { path });
+      throw new StorageError('UNSUPPORTED', `backing file ${path} is qcow2; convert it to raw`, {
+        path,
+      });
     }
     const listsExtents = await hasExtents(file, imageBytes);
     return { diskName: path, file, imageBytes, isBackingFile: true, listsExtents };

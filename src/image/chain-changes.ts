@@ -39,7 +39,9 @@ export async function takeSnapshot(state: ChainState, snapshot: NewSnapshot): Pr
   checkSnapshotName(snapshot.name);
   const diskName = snapshotDiskName(snapshot.name);
   if (state.table.get(diskName) !== undefined) {
-    throw new StorageError('ALREADY_EXISTS', `snapshot ${diskName} is already existing`, { diskName });
+    throw new StorageError('ALREADY_EXISTS', `snapshot ${diskName} is already existing`, {
+      diskName,
+    });
   }
   checkSnapshotCount(state);
   const oldHead = findDisk(state, state.meta.head);
@@ -62,7 +64,9 @@ export async function takeSnapshot(state: ChainState, snapshot: NewSnapshot): Pr
   await removeOldHead(state, oldHead.name);
 }
 
-function snapshotFields(snapshot: NewSnapshot): Pick<DiskRecord, 'userCreated' | 'created' | 'labels'> {
+function snapshotFields(
+  snapshot: NewSnapshot,
+): Pick<DiskRecord, 'userCreated' | 'created' | 'labels'> {
   const { userCreated, created, labels } = snapshot;
   return { userCreated, created, labels };
 }
@@ -163,10 +167,14 @@ export async function expandChain(state: ChainState, sizeBytes: number): Promise
   }
   if (sizeBytes === state.meta.sizeBytes) return;
   if (sizeBytes < state.meta.sizeBytes) {
-    throw new StorageError('INVALID_ARGUMENT', `cannot expand replica to a smaller size ${sizeBytes}`, {
-      sizeBytes,
-      currentBytes: state.meta.sizeBytes,
-    });
+    throw new StorageError(
+      'INVALID_ARGUMENT',
+      `cannot expand replica to a smaller size ${sizeBytes}`,
+      {
+        sizeBytes,
+        currentBytes: state.meta.sizeBytes,
+      },
+    );
   }
   await takeSnapshot(state, {
     name: `expand-${sizeBytes}`,
@@ -255,7 +263,11 @@ export async function reloadChain(state: ChainState): Promise<void> {
   }
 }
 
-export async function removeFromChain(state: ChainState, name: string, force: boolean): Promise<void> {
+export async function removeFromChain(
+  state: ChainState,
+  name: string,
+  force: boolean,
+): Promise<void> {
   checkWritable(state);
   const record = findDisk(state, name);
   if (record.name === state.meta.head) {
@@ -264,10 +276,14 @@ export async function removeFromChain(state: ChainState, name: string, force: bo
   checkNotBusy(state, record.name, record.parent);
   const children = state.table.children(record.name);
   if (children.length > 1 && !force) {
-    throw new StorageError('INVALID_STATE', `cannot remove snapshot ${name} with ${children.length} children`, {
-      name,
-      children,
-    });
+    throw new StorageError(
+      'INVALID_STATE',
+      `cannot remove snapshot ${name} with ${children.length} children`,
+      {
+        name,
+        children,
+      },
+    );
   }
   const held = await state.io.quiesce();
   try {
@@ -294,20 +310,31 @@ async function adopt(state: ChainState, childName: string, parent: string): Prom
   state.meta = meta;
 }
 
-export async function replaceInChain(state: ChainState, targetName: string, sourceName: string): Promise<void> {
+export async function replaceInChain(
+  state: ChainState,
+  targetName: string,
+  sourceName: string,
+): Promise<void> {
   checkWritable(state);
   const source = state.table.find(sourceName);
   if (source === undefined) {
-    throw new StorageError('NOT_FOUND', `cannot find source of replacing: ${sourceName}`, { sourceName });
+    throw new StorageError('NOT_FOUND', `cannot find source of replacing: ${sourceName}`, {
+      sourceName,
+    });
   }
   const target = state.table.find(targetName);
   if (target === undefined) {
-    throw new StorageError('NOT_FOUND', `cannot find target of replacing: ${targetName}`, { targetName });
+    throw new StorageError('NOT_FOUND', `cannot find target of replacing: ${targetName}`, {
+      targetName,
+    });
   }
   if (target.name === state.meta.head) {
-    throw new StorageError('INVALID_STATE', 'cannot replace the active differencing disk', { targetName });
+    throw new StorageError('INVALID_STATE', 'cannot replace the active differencing disk', {
+      targetName,
+    });
   }
-  const isOnlyChild = target.parent === source.name && state.table.children(source.name).length === 1;
+  const isOnlyChild =
+    target.parent === source.name && state.table.children(source.name).length === 1;
   if (!isOnlyChild) {
     const text = `cannot replace ${target.name} by ${source.name}, which is not its parent alone`;
     throw new StorageError('INVALID_STATE', text, { targetName, sourceName });
@@ -322,7 +349,11 @@ export async function replaceInChain(state: ChainState, targetName: string, sour
   state.log.info('image.disk.replaced', { target: target.name, source: source.name });
 }
 
-async function commitReplace(state: ChainState, target: DiskRecord, source: DiskRecord): Promise<void> {
+async function commitReplace(
+  state: ChainState,
+  target: DiskRecord,
+  source: DiskRecord,
+): Promise<void> {
   const { store, io } = state;
   await replaceImage(store, target.name, source.name);
   const parentLayer = io.stack.find(source.name);

@@ -136,10 +136,16 @@ export interface WorkOptions {
 }
 
 /** The disk at the top: the head, or the snapshot that a read-only chain looks at. */
-function topDisk(meta: VolumeMeta, found: DiskRecord | undefined, options: OpenChainOptions): string {
+function topDisk(
+  meta: VolumeMeta,
+  found: DiskRecord | undefined,
+  options: OpenChainOptions,
+): string {
   const name = options.headDiskName ?? meta.head;
   if (options.headDiskName !== undefined && options.readOnly !== true) {
-    throw new StorageError('INVALID_ARGUMENT', 'only a read-only chain may start at a snapshot', { name });
+    throw new StorageError('INVALID_ARGUMENT', 'only a read-only chain may start at a snapshot', {
+      name,
+    });
   }
   if (found !== undefined) return found.name;
   const isHead = options.headDiskName === undefined;
@@ -215,7 +221,17 @@ export class ImageChain implements BlockDevice {
     const meta = { ...stored, parent, backingFilePath };
     const { clock, log } = options;
     const snapshotMaxCount = options.snapshotMaxCount ?? SNAPSHOT_COUNT_MAX;
-    const state = { store, io, clock, log, table, meta, top, busyDisks: new Set<string>(), snapshotMaxCount };
+    const state = {
+      store,
+      io,
+      clock,
+      log,
+      table,
+      meta,
+      top,
+      busyDisks: new Set<string>(),
+      snapshotMaxCount,
+    };
     const image = new ImageChain(state, options);
     if (isReadOnly) return image;
     try {

@@ -21,7 +21,8 @@ const PRUNE_BYTES = 64 * MIB;
 /** Between steps, with no range held. */
 function checkGoesOn(io: ChainIo, options: WorkOptions): void {
   if (io.refusal !== null) throw io.refusal;
-  if (options.signal?.aborted === true) throw new StorageError('CANCELLED', 'the purge was cancelled');
+  if (options.signal?.aborted === true)
+    throw new StorageError('CANCELLED', 'the purge was cancelled');
 }
 
 /** A buffer must be at hand before a range is held: whoever waits for the range may hold buffers. */
@@ -85,7 +86,12 @@ export class Coalescer {
     this.options.onProgress?.(totalBytes, totalBytes);
   }
 
-  private async copyExtents(begin: number, end: number, buffer: number, totalBytes: number): Promise<void> {
+  private async copyExtents(
+    begin: number,
+    end: number,
+    buffer: number,
+    totalBytes: number,
+  ): Promise<void> {
     const extents: [number, number][] = [];
     await visitExtents(this.child, begin, end, (from, to) => {
       extents.push([alignDown(from, SECTOR_BYTES), alignUp(to, SECTOR_BYTES)]);
@@ -106,7 +112,12 @@ export class Coalescer {
     const held = await io.holdRange(offset, offset + lengthBytes, false);
     try {
       const result = await runDisk(
-        io.queue, DISK_OP.read, this.child.file, offset, lengthBytes, buffer,
+        io.queue,
+        DISK_OP.read,
+        this.child.file,
+        offset,
+        lengthBytes,
+        buffer,
       );
       if (result !== lengthBytes) throw diskError(result, 'read', this.child.file.path);
       for (let done = 0; done < lengthBytes; ) {
@@ -153,7 +164,9 @@ export async function pruneBehind(
 ): Promise<void> {
   const snapshotBytes = await snapshot.sizeBytes();
   if (snapshotBytes > head.imageBytes) {
-    throw new StorageError('IMAGE_TRUNCATED', `${snapshot.path} is larger than the head`, { snapshotBytes });
+    throw new StorageError('IMAGE_TRUNCATED', `${snapshot.path} is larger than the head`, {
+      snapshotBytes,
+    });
   }
   for (let begin = 0; begin < snapshotBytes; begin += PRUNE_BYTES) {
     checkGoesOn(io, options);

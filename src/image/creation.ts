@@ -60,7 +60,10 @@ async function createVolume(
 }
 
 /** Images without any record are someone's data, unless nothing was ever written to them. */
-async function refuseForeignImages(store: MetadataStore, fileNames: readonly string[]): Promise<void> {
+async function refuseForeignImages(
+  store: MetadataStore,
+  fileNames: readonly string[],
+): Promise<void> {
   for (const fileName of fileNames) {
     if (!fileName.endsWith(IMAGE_SUFFIX)) continue;
     const { allocatedBytes } = await store.disk.stat(store.path(fileName));
@@ -99,9 +102,13 @@ async function findHead(store: MetadataStore, table: DiskTable): Promise<DiskRec
   }
   const candidate = candidates[0];
   if (candidate !== undefined && candidates.length === 1) return candidate;
-  throw new StorageError('BAD_METADATA', `volume.meta is missing and there are ${heads.length} heads`, {
-    heads: heads.map((record) => record.name),
-  });
+  throw new StorageError(
+    'BAD_METADATA',
+    `volume.meta is missing and there are ${heads.length} heads`,
+    {
+      heads: heads.map((record) => record.name),
+    },
+  );
 }
 
 function volumeMeta(

@@ -13,7 +13,10 @@ export function diskError(result: number, what: string, path: string): StorageEr
   // The queue retries short transfers; a write that stays short has filled the disk.
   const isShortWrite = what === 'write' && result >= 0;
   if (errno === ENOSPC || errno === EDQUOT || isShortWrite) {
-    return new StorageError('NO_SPACE', `${what} ${path}: no space left on device`, { path, errno });
+    return new StorageError('NO_SPACE', `${what} ${path}: no space left on device`, {
+      path,
+      errno,
+    });
   }
   const reason = result < 0 ? `errno ${errno}` : `only ${result} bytes`;
   return new StorageError('IO_ERROR', `${what} ${path} failed: ${reason}`, { path, result });

@@ -64,7 +64,14 @@ export async function writeSectors(
   lengthBytes: number,
   bufferOffset: number,
 ): Promise<void> {
-  const result = await runDisk(queue, DISK_OP.write, file, fileOffsetBytes, lengthBytes, bufferOffset);
+  const result = await runDisk(
+    queue,
+    DISK_OP.write,
+    file,
+    fileOffsetBytes,
+    lengthBytes,
+    bufferOffset,
+  );
   if (result !== lengthBytes) throw diskError(result, 'write', file.path);
 }
 

@@ -146,7 +146,8 @@ class Fields {
   labels(key: string): Readonly<Record<string, string>> | null {
     const value = this.values.get(key);
     if (value === undefined) return null;
-    if (typeof value !== 'object' || Array.isArray(value)) throw this.bad(`has ${key} that are no map`);
+    if (typeof value !== 'object' || Array.isArray(value))
+      throw this.bad(`has ${key} that are no map`);
     const labels: [string, string][] = [];
     for (const [name, text] of Object.entries(value as object)) {
       if (typeof text !== 'string') throw this.bad(`has a label ${name} that is no string`);

@@ -38,7 +38,11 @@ export async function readDirectory(store: MetadataStore): Promise<ReadDirectory
   const meta = await readVolumeMeta(store);
   if (meta === null) {
     const path = store.path(VOLUME_META);
-    throw new StorageError('NOT_FOUND', `the replica is not initialised: ${path}: file does not exist`, { path });
+    throw new StorageError(
+      'NOT_FOUND',
+      `the replica is not initialised: ${path}: file does not exist`,
+      { path },
+    );
   }
   checkVolumeMeta(meta);
   return { meta, table: new DiskTable(await store.readDisks(await store.list())) };
@@ -53,9 +57,13 @@ function checkVolumeMeta(meta: VolumeMeta): void {
     );
   }
   if (!isHeadName(meta.head)) {
-    throw new StorageError('BAD_METADATA', `${VOLUME_META}: '${meta.head}' is not the name of a head`, {
-      head: meta.head,
-    });
+    throw new StorageError(
+      'BAD_METADATA',
+      `${VOLUME_META}: '${meta.head}' is not the name of a head`,
+      {
+        head: meta.head,
+      },
+    );
   }
 }
 
@@ -87,7 +95,11 @@ export async function openLayers(
   return new LayerStack(store.disk, layers, sizeBytes);
 }
 
-export async function openLayer(store: MetadataStore, diskName: string, writable: boolean): Promise<Layer> {
+export async function openLayer(
+  store: MetadataStore,
+  diskName: string,
+  writable: boolean,
+): Promise<Layer> {
   let file: DiskFile;
   try {
     file = await store.disk.open(store.path(diskName), { writable });

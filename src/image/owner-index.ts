@@ -88,9 +88,13 @@ export class OwnerIndex {
       const page = this.pages[index];
       assert(page !== undefined, 'a sector is loaded before it changes');
       if (page !== null) {
-        page.fill(owner, sector % PAGE_SECTORS, sector % PAGE_SECTORS + (end - sector));
+        page.fill(owner, sector % PAGE_SECTORS, (sector % PAGE_SECTORS) + (end - sector));
       } else if (owner !== OWNER_NONE) {
-        this.allocate(index).fill(owner, sector % PAGE_SECTORS, sector % PAGE_SECTORS + (end - sector));
+        this.allocate(index).fill(
+          owner,
+          sector % PAGE_SECTORS,
+          (sector % PAGE_SECTORS) + (end - sector),
+        );
       }
       sector = end;
     }
@@ -102,7 +106,8 @@ export class OwnerIndex {
     const lastPage = this.pages.length - 1;
     const wasPartial = this.sectorCount % PAGE_SECTORS !== 0;
     this.sectorCount = sizeBytes / SECTOR_BYTES;
-    while (this.pages.length < Math.ceil(this.sectorCount / PAGE_SECTORS)) this.pages.push(undefined);
+    while (this.pages.length < Math.ceil(this.sectorCount / PAGE_SECTORS))
+      this.pages.push(undefined);
     // The old last page may have been cut to the old size.
     if (wasPartial) this.pages[lastPage] = undefined;
   }

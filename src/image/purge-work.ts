@@ -52,8 +52,7 @@ export class PurgeWork {
     const { table, meta, io } = this.state;
     const record = table.find(source);
     const isBehindHead =
-      record !== undefined &&
-      record.removed &&
+      record?.removed === true &&
       meta.parent === record.name &&
       table.children(record.name).length === 1;
     if (!isBehindHead) {

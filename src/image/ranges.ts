@@ -37,7 +37,10 @@ export function gapsBetween(
 }
 
 /** What of the first normal list is in no range of the second. */
-export function subtractRanges(from: readonly ByteRange[], removed: readonly ByteRange[]): ByteRange[] {
+export function subtractRanges(
+  from: readonly ByteRange[],
+  removed: readonly ByteRange[],
+): ByteRange[] {
   return from.flatMap((range) => gapsBetween(removed, range.beginOffset, range.endOffset));
 }
 

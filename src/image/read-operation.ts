@@ -39,7 +39,11 @@ export class ReadOperation implements RangeHolder, SectorReaderOwner, ScratchTak
     const beginSector = this.beginOffset / SECTOR_BYTES;
     const endSector = this.endOffset / SECTOR_BYTES;
     if (index.isLoaded(beginSector, endSector)) this.read();
-    else index.load(beginSector, endSector).then(() => this.read(), (e) => this.finish(toStorageError(e)));
+    else
+      index.load(beginSector, endSector).then(
+        () => this.read(),
+        (e) => this.finish(toStorageError(e)),
+      );
   }
 
   scratchGranted(bufferOffset: number): void {

@@ -18,7 +18,9 @@ export function planRemoval(state: ChainState, name: string): RemoveAction[] {
     throw new StorageError('INVALID_STATE', 'cannot delete the active differencing disk', { name });
   }
   if (!record.removed) {
-    throw new StorageError('INVALID_STATE', `disk ${source} hasn't been marked as removed`, { name });
+    throw new StorageError('INVALID_STATE', `disk ${source} hasn't been marked as removed`, {
+      name,
+    });
   }
   const children = table.children(source);
   const target = children[0];

@@ -64,7 +64,11 @@ export class WriteOperation
     const endSector = this.endOffset / SECTOR_BYTES;
     this.pendingCount = 1;
     if (index.isLoaded(beginSector, endSector)) this.write();
-    else index.load(beginSector, endSector).then(() => this.write(), (e) => this.fail(toStorageError(e)));
+    else
+      index.load(beginSector, endSector).then(
+        () => this.write(),
+        (e) => this.fail(toStorageError(e)),
+      );
   }
 
   revisionWritten(error: StorageError | null): void {

@@ -18,6 +18,9 @@ import { storageErrorOfRpc } from '../rpc/error-map.js';
 import { NO_SPACE_TEXT } from '../wire/replica/constants.js';
 import { parseReplicaAddress } from './addresses.js';
 
+/** A replica that hangs must not keep its engine from ending; a slow one closes all the same. */
+const CLOSE_DEADLINE_MS = 10_000;
+
 const EXISTING_SNAPSHOT = /snapshot (.*) is already existing/;
 
 /** A failed call as a StorageError; texts are looked at only when a Go peer sent no code. */
@@ -71,12 +74,14 @@ export class ControlClient implements ReplicaControl {
   }
 
   async close(): Promise<void> {
-    await this.call(this.replica.replicaClose({}));
+    await this.call(this.replica.replicaClose({}, { deadlineMs: CLOSE_DEADLINE_MS }));
   }
 
   async snapshot(record: SnapshotRecord): Promise<void> {
     const { name, userCreated, created, labels } = record;
-    await this.call(this.replica.replicaSnapshot({ name, userCreated, created, labels: { ...labels } }));
+    await this.call(
+      this.replica.replicaSnapshot({ name, userCreated, created, labels: { ...labels } }),
+    );
   }
 
   async revert(diskName: string, created: string): Promise<void> {

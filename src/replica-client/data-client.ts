@@ -2,11 +2,7 @@
 // any order; the first failure of the connection fails everything in flight, and there is no
 // reconnect: whether a replica may come back is for the engine to decide.
 
-import {
-  BLOCK_OP,
-  type BlockDevice,
-  type BlockRequest,
-} from '../core/block-device.js';
+import { BLOCK_OP, type BlockDevice, type BlockRequest } from '../core/block-device.js';
 import type { Clock, Timer } from '../core/clock.js';
 import { StorageError, toStorageError } from '../core/errors.js';
 import { EXTENTS_BUFFER_BYTES } from '../core/limits.js';
@@ -300,7 +296,8 @@ export class DataClient implements BlockDevice, ConnectionHandler {
   private sendWaitingFlushes(): void {
     const { waitingFlushes } = this;
     let count = 0;
-    while (count < waitingFlushes.length && this.sendFlush(waitingFlushes[count] as number)) count++;
+    while (count < waitingFlushes.length && this.sendFlush(waitingFlushes[count] as number))
+      count++;
     if (count > 0) waitingFlushes.splice(0, count);
   }
 

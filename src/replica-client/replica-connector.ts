@@ -152,7 +152,10 @@ async function dial(
   const isBeside = info.hostBootId !== '' && info.hostBootId === options.hostBootId;
   if (isBeside && info.localDataPath !== '') {
     try {
-      return await transport.connect({ kind: 'unix', path: info.localDataPath }, CONNECT_TIMEOUT_MS);
+      return await transport.connect(
+        { kind: 'unix', path: info.localDataPath },
+        CONNECT_TIMEOUT_MS,
+      );
     } catch {
       // Another mount namespace, or the file was removed: the network way still works.
     }

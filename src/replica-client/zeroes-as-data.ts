@@ -1,7 +1,12 @@
 // Writes zeros as data, for replicas that cannot do better: a Go replica, or one that is being
 // rebuilt. No payload memory is needed: every frame sends the same region of zeros.
 
-import { BLOCK_OP, type BlockDevice, BlockRequest, type BlockRequestOwner } from '../core/block-device.js';
+import {
+  BLOCK_OP,
+  type BlockDevice,
+  BlockRequest,
+  type BlockRequestOwner,
+} from '../core/block-device.js';
 import type { StorageError } from '../core/errors.js';
 import { REQUEST_BYTES_MAX } from '../core/limits.js';
 import type { Slab } from '../core/slab.js';

@@ -142,10 +142,7 @@ class SocketTransport implements NativeTransport, NativeSocketEvents {
     throw failure;
   }
 
-  async listen(
-    endpoint: Endpoint,
-    accepted: (connection: Connection) => void,
-  ): Promise<Listener> {
+  async listen(endpoint: Endpoint, accepted: (connection: Connection) => void): Promise<Listener> {
     const where = describeEndpoint(endpoint);
     let id: number;
     if (endpoint.kind === 'unix') {

@@ -55,7 +55,8 @@ export class SendQueue {
     }
     const { headersHead, headersTail } = this;
     const isWrapped = this.headerSegments > 0 && headersHead <= headersTail;
-    if (headersHead + lengthBytes <= (isWrapped ? headersTail : this.headersEnd)) return headersHead;
+    if (headersHead + lengthBytes <= (isWrapped ? headersTail : this.headersEnd))
+      return headersHead;
     if (isWrapped || this.headersBegin + lengthBytes > headersTail) return NO_BUFFER;
     this.headersHead = this.headersBegin;
     return this.headersBegin;

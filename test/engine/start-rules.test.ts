@@ -1,3 +1,5 @@
+// Which replicas a starting engine trusts, and the size of its volume.
+
 import t from 'tap';
 import { Replica as ReplicaMessage } from '../../src/api/generated/replica.js';
 import {

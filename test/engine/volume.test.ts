@@ -1,3 +1,6 @@
+// The engine's promises on replicas in memory, whose answers and failures the test controls.
+// Numbers refer to upstream scenarios (control_test, test_controller).
+
 import t from 'tap';
 import { BLOCK_OP, submitAndWait } from '../../src/core/block-device.js';
 import { StorageError } from '../../src/core/errors.js';
@@ -36,7 +39,12 @@ async function startEngine(replicaCount: number, spare = 0): Promise<Bed> {
   return { engine, slab, replicas };
 }
 
-async function write(bed: Bed, offsetBytes: number, lengthBytes: number, fill: number): Promise<void> {
+async function write(
+  bed: Bed,
+  offsetBytes: number,
+  lengthBytes: number,
+  fill: number,
+): Promise<void> {
   const bufferOffset = bed.slab.allocate(lengthBytes);
   bed.slab.bytes.fill(fill, bufferOffset, bufferOffset + lengthBytes);
   try {
@@ -56,6 +64,14 @@ async function read(bed: Bed, offsetBytes: number, lengthBytes: number): Promise
   } finally {
     bed.slab.release(bufferOffset);
   }
+}
+
+function replicaOf(bed: Bed, index: number): MemoryReplica {
+  return bed.replicas[index] as MemoryReplica;
+}
+
+function contentOf(replica: MemoryReplica, beginOffset: number, endOffset: number): Buffer {
+  return Buffer.from(replica.device.content.subarray(beginOffset, endOffset));
 }
 
 function modes(bed: Bed): string[] {
@@ -91,46 +107,52 @@ t.test('a replica lost under a write leaves before the write is answered', async
   t.same(modes(bed), ['RW', 'ERR']);
   bed.replicas[0]?.device.release();
   await pending;
-  bed.replicas[0]!.device.isHolding = false;
+  replicaOf(bed, 0).device.isHolding = false;
   await write(bed, 4 * KIB, 4 * KIB, 2);
   t.equal(bed.replicas[1]?.device.countOf(BLOCK_OP.write), 1, 'nothing is sent to it any more');
 });
 
-t.test('the client hears of a failed write when no replica is left, and of no backend later', async (t) => {
-  const bed = await startEngine(1);
-  bed.replicas[0]!.device.isHolding = true;
-  const pending = write(bed, 0, 4 * KIB, 1);
-  bed.replicas[0]?.lose(new StorageError('CONNECTION_LOST', 'tcp://r0:9502: EOF'));
-  await t.rejects(pending, { code: 'CONNECTION_LOST' });
-  await t.rejects(read(bed, 0, 512), { code: 'NO_BACKEND', message: 'no backend available' });
-  await t.rejects(write(bed, 0, 512, 1), { code: 'NO_BACKEND' });
-});
+t.test(
+  'the client hears of a failed write when no replica is left, and of no backend later',
+  async (t) => {
+    const bed = await startEngine(1);
+    replicaOf(bed, 0).device.isHolding = true;
+    const pending = write(bed, 0, 4 * KIB, 1);
+    bed.replicas[0]?.lose(new StorageError('CONNECTION_LOST', 'tcp://r0:9502: EOF'));
+    await t.rejects(pending, { code: 'CONNECTION_LOST' });
+    await t.rejects(read(bed, 0, 512), { code: 'NO_BACKEND', message: 'no backend available' });
+    await t.rejects(write(bed, 0, 512, 1), { code: 'NO_BACKEND' });
+  },
+);
 
-t.test('P4: a read that fails on one replica is served by another, and the first leaves', async (t) => {
-  const bed = await startEngine(2);
-  await write(bed, 0, 4 * KIB, 9);
-  for (const replica of bed.replicas) {
-    replica.device.failWith = () => new StorageError('PEER_ERROR', 'input/output error');
-  }
-  bed.replicas[1]!.device.failWith = null;
-  for (let i = 0; i < 2; i++) t.equal((await read(bed, 0, 4 * KIB))[0], 9);
-  t.same(modes(bed), ['ERR', 'RW']);
-});
+t.test(
+  'P4: a read that fails on one replica is served by another, and the first leaves',
+  async (t) => {
+    const bed = await startEngine(2);
+    await write(bed, 0, 4 * KIB, 9);
+    for (const replica of bed.replicas) {
+      replica.device.failWith = () => new StorageError('PEER_ERROR', 'input/output error');
+    }
+    replicaOf(bed, 1).device.failWith = null;
+    for (let i = 0; i < 2; i++) t.equal((await read(bed, 0, 4 * KIB))[0], 9);
+    t.same(modes(bed), ['ERR', 'RW']);
+  },
+);
 
 t.test('an unreadable sector does not cost the last replica', async (t) => {
   const bed = await startEngine(1);
-  bed.replicas[0]!.device.failWith = () => new StorageError('PEER_ERROR', 'input/output error');
+  replicaOf(bed, 0).device.failWith = () => new StorageError('PEER_ERROR', 'input/output error');
   await t.rejects(read(bed, 0, 4 * KIB), { code: 'PEER_ERROR' });
-  bed.replicas[0]!.device.failWith = null;
+  replicaOf(bed, 0).device.failWith = null;
   await read(bed, 8 * KIB, 4 * KIB);
   t.same(modes(bed), ['RW']);
 });
 
 t.test('reads go to the least loaded replica', async (t) => {
   const bed = await startEngine(3);
-  bed.replicas[0]!.inFlightCount = 5;
-  bed.replicas[1]!.inFlightCount = 1;
-  bed.replicas[2]!.inFlightCount = 5;
+  replicaOf(bed, 0).inFlightCount = 5;
+  replicaOf(bed, 1).inFlightCount = 1;
+  replicaOf(bed, 2).inFlightCount = 5;
   for (let i = 0; i < 3; i++) await read(bed, 0, 512);
   t.equal(bed.replicas[1]?.device.countOf(BLOCK_OP.read), 3);
 });
@@ -147,10 +169,9 @@ t.test('requests beyond the end fail with the bounds text and touch no replica',
   });
   await t.rejects(read(bed, -512, 512), { code: 'OUT_OF_RANGE' });
   const { op } = { op: BLOCK_OP.unmap };
-  await t.rejects(
-    submitAndWait(bed.engine.volume, { op, offsetBytes: size, lengthBytes: 4096 }),
-    { message: `EOF: unmap of 4096 bytes at offset ${size} is beyond volume size ${size}` },
-  );
+  await t.rejects(submitAndWait(bed.engine.volume, { op, offsetBytes: size, lengthBytes: 4096 }), {
+    message: `EOF: unmap of 4096 bytes at offset ${size} is beyond volume size ${size}`,
+  });
   t.same(bed.replicas[0]?.device.counts, [0, 0, 0, 0, 0, 0]);
 });
 
@@ -174,35 +195,40 @@ t.test('a full volume: ENOSPC from every replica is told as such and nobody leav
   const bed = await startEngine(2);
   for (const replica of bed.replicas) {
     replica.device.failWith = (request) =>
-      request.op === BLOCK_OP.write ? new StorageError('NO_SPACE', 'no space left on device') : null;
+      request.op === BLOCK_OP.write
+        ? new StorageError('NO_SPACE', 'no space left on device')
+        : null;
   }
   await t.rejects(write(bed, 0, 4 * KIB, 1), { code: 'NO_SPACE' });
   t.same(modes(bed), ['RW', 'RW']);
   await read(bed, 0, 4 * KIB);
 });
 
-t.test('the write barrier of a snapshot waits for writes in flight and holds later ones', async (t) => {
-  const bed = await startEngine(2);
-  for (const replica of bed.replicas) replica.device.isHolding = true;
-  const before = write(bed, 0, 4 * KIB, 1);
-  const snapshot = bed.engine.snapshot('s1', { app: 'db' });
-  await settle();
-  t.equal(bed.replicas[0]?.snapshots.length, 0, 'a write is in flight');
-  const after = write(bed, 4 * KIB, 4 * KIB, 2);
-  t.equal(bed.replicas[0]?.device.held.length, 1, 'the later write waits at the gate');
-  for (const replica of bed.replicas) replica.device.isHolding = false;
-  for (const replica of bed.replicas) replica.device.release();
-  await Promise.all([before, snapshot, after]);
-  const [record] = bed.replicas[0]?.snapshots ?? [];
-  t.match(record, { name: 's1', userCreated: true, labels: { app: 'db' } });
-  t.match(record?.created, /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$/);
-  t.same(bed.replicas[1]?.snapshots, bed.replicas[0]?.snapshots, 'alike on every replica');
-});
+t.test(
+  'the write barrier of a snapshot waits for writes in flight and holds later ones',
+  async (t) => {
+    const bed = await startEngine(2);
+    for (const replica of bed.replicas) replica.device.isHolding = true;
+    const before = write(bed, 0, 4 * KIB, 1);
+    const snapshot = bed.engine.snapshot('s1', { app: 'db' });
+    await settle();
+    t.equal(bed.replicas[0]?.snapshots.length, 0, 'a write is in flight');
+    const after = write(bed, 4 * KIB, 4 * KIB, 2);
+    t.equal(bed.replicas[0]?.device.held.length, 1, 'the later write waits at the gate');
+    for (const replica of bed.replicas) replica.device.isHolding = false;
+    for (const replica of bed.replicas) replica.device.release();
+    await Promise.all([before, snapshot, after]);
+    const [record] = bed.replicas[0]?.snapshots ?? [];
+    t.match(record, { name: 's1', userCreated: true, labels: { app: 'db' } });
+    t.match(record?.created, /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$/);
+    t.same(bed.replicas[1]?.snapshots, bed.replicas[0]?.snapshots, 'alike on every replica');
+  },
+);
 
 t.test('a replica that fails a snapshot leaves; the snapshot stands on the rest', async (t) => {
   const bed = await startEngine(2);
   const error = new StorageError('NO_SPACE', 'no space left on device');
-  bed.replicas[0]!.controlFailure = { call: 'snapshot', error };
+  replicaOf(bed, 0).controlFailure = { call: 'snapshot', error };
   t.equal(await bed.engine.snapshot('s1', {}), 's1');
   t.same(modes(bed), ['ERR', 'RW']);
 });
@@ -233,10 +259,9 @@ t.test('27: while a replica is WO, unaligned writes reach it as whole sectors', 
     const end = Math.ceil((offsetBytes + lengthBytes) / 4096) * 4096;
     const want = Buffer.alloc(end - begin, 0x55);
     want.fill(0xaa, offsetBytes - begin, offsetBytes - begin + lengthBytes);
-    const [source, target] = bed.replicas;
-    t.same(Buffer.from(source!.device.content.subarray(begin, end)), want, `${offsetBytes}+${lengthBytes} on RW`);
-    t.same(Buffer.from(target!.device.content.subarray(begin, end)), want, `${offsetBytes}+${lengthBytes} on WO`);
-    t.equal(target!.device.content[end], 0, 'and nothing beyond');
+    t.same(contentOf(replicaOf(bed, 0), begin, end), want, `${offsetBytes}+${lengthBytes} on RW`);
+    t.same(contentOf(replicaOf(bed, 1), begin, end), want, `${offsetBytes}+${lengthBytes} on WO`);
+    t.equal(replicaOf(bed, 1).device.content[end], 0, 'and nothing beyond');
   }
 });
 
@@ -260,8 +285,17 @@ t.test('a WO replica is never read, and trims wait until it is rebuilt', async (
 t.test('a rebuilt replica whose chain differs becomes ERR, never RW', async (t) => {
   const bed = await startEngine(1, 1);
   await bed.engine.addReplica('tcp://r1:9502', true, 'WO');
-  const disk = { name: 'x', parent: '', children: {}, removed: false, userCreated: true, created: '', size: '0', labels: {} };
-  bed.replicas[0]!.info.disks = { 'volume-snap-a.img': disk };
+  const disk = {
+    name: 'x',
+    parent: '',
+    children: {},
+    removed: false,
+    userCreated: true,
+    created: '',
+    size: '0',
+    labels: {},
+  };
+  replicaOf(bed, 0).info.disks = { 'volume-snap-a.img': disk };
   await t.rejects(bed.engine.verifyRebuild('tcp://r1:9502'), { code: 'CHAIN_BROKEN' });
   t.same(modes(bed), ['RW', 'ERR']);
 });
@@ -281,7 +315,8 @@ t.test('a start that finds no usable replica closes what it opened', async (t) =
   const slab = new Slab(new ArrayBuffer(SLAB_BYTES + MIB));
   const replica = new MemoryReplica('tcp://r0:9502', slab, VOLUME_BYTES);
   const other = new MemoryReplica('tcp://r1:9502', slab, VOLUME_BYTES);
-  for (const one of [replica, other]) one.info = { ...one.info, state: 'rebuilding', rebuilding: true };
+  for (const one of [replica, other])
+    one.info = { ...one.info, state: 'rebuilding', rebuilding: true };
   const engine = new Engine({
     settings: { ...defaultSettings('vol'), revisionCounterDisabled: true },
     connector: memoryConnector([replica, other]),
@@ -328,6 +363,11 @@ t.test('metrics show the last whole second', async (t) => {
   await write(bed, 0, 4 * KIB, 1);
   await read(bed, 0, 512);
   t.match(metrics.lastSecond(500), { readCount: 0, writeCount: 0 });
-  t.match(metrics.lastSecond(1200), { readCount: 1, readBytes: 512, writeCount: 2, writeBytes: 8192 });
+  t.match(metrics.lastSecond(1200), {
+    readCount: 1,
+    readBytes: 512,
+    writeCount: 2,
+    writeBytes: 8192,
+  });
   t.match(metrics.lastSecond(5000), { readCount: 0, writeCount: 0 });
 });

@@ -268,7 +268,9 @@ function encodeInfos(
     }
     if (infoType === NBD_INFO.blockSize) {
       const preferred = NBD_BLOCK_BYTES_PREFERRED;
-      infos.push(encodeInfoBlockSize(option, NBD_BLOCK_BYTES_MIN, preferred, NBD_PAYLOAD_BYTES_MAX));
+      infos.push(
+        encodeInfoBlockSize(option, NBD_BLOCK_BYTES_MIN, preferred, NBD_PAYLOAD_BYTES_MAX),
+      );
     }
   }
   return infos;

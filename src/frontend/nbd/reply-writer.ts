@@ -86,14 +86,7 @@ export class ReplyWriter {
     if (position === NO_BUFFER) return;
     const { cookieHigh, cookieLow } = request;
     const contextId = NBD_ALLOCATION_CONTEXT_ID;
-    writeBlockStatusHeader(
-      this.view,
-      position,
-      cookieHigh,
-      cookieLow,
-      contextId,
-      descriptorBytes,
-    );
+    writeBlockStatusHeader(this.view, position, cookieHigh, cookieLow, contextId, descriptorBytes);
     this.connection.send(position, STATUS_HEADER_BYTES, NO_TOKEN);
     this.connection.send(request.bufferOffset, descriptorBytes, request.token);
   }

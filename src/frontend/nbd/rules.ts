@@ -3,7 +3,12 @@
 
 import { NBD_PAYLOAD_BYTES_MAX, REQUEST_BYTES_MAX } from '../../core/limits.js';
 import { isSectorAligned, u64FromHalves } from '../../core/units.js';
-import { NBD_COMMAND, NBD_COMMAND_FLAG, NBD_ERROR, type NbdError } from '../../wire/nbd/constants.js';
+import {
+  NBD_COMMAND,
+  NBD_COMMAND_FLAG,
+  NBD_ERROR,
+  type NbdError,
+} from '../../wire/nbd/constants.js';
 import type { NbdRequestHeader } from '../../wire/nbd/decoder.js';
 import { altersData, nbdRangeErrorOf } from './error-map.js';
 import type { Agreement } from './negotiation.js';

@@ -2,7 +2,12 @@
 // own test clients speak it; it is never a data path.
 
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
-import { BLOCK_OP, type BlockDevice, type BlockOp, submitAndWait } from '../../core/block-device.js';
+import {
+  BLOCK_OP,
+  type BlockDevice,
+  type BlockOp,
+  submitAndWait,
+} from '../../core/block-device.js';
 import { StorageError, toStorageError } from '../../core/errors.js';
 import { REQUEST_BYTES_MAX } from '../../core/limits.js';
 import { NO_BUFFER, type Slab } from '../../core/slab.js';
