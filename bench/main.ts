@@ -151,7 +151,11 @@ async function resultsOf(options: Options, signal: AbortSignal): Promise<BenchRe
 /** Exit codes: 0 measured (whether goals are met or not), 1 failed, 2 wrong usage, 128 + signal. */
 async function main(args: readonly string[]): Promise<void> {
   const abort = new AbortController();
-  for (const [name, code] of [['SIGINT', 130], ['SIGTERM', 143], ['SIGHUP', 129]] as const) {
+  for (const [name, code] of [
+    ['SIGINT', 130],
+    ['SIGTERM', 143],
+    ['SIGHUP', 129],
+  ] as const) {
     process.on(name, () => {
       process.exitCode = code;
       abort.abort();

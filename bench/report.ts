@@ -26,10 +26,15 @@ function renderTable(header: Row, rows: readonly Row[], format: Format): string 
   }
   const widths = header.map((_, i) => Math.max(...[header, ...rows].map((r) => r[i]?.length ?? 0)));
   const line = (cells: Row): string =>
-    cells.map((cell, i) => cell.padEnd(widths[i] ?? 0)).join('  ').trimEnd();
-  return [line(header), widths.map((width) => '-'.repeat(width)).join('  '), ...rows.map(line)].join(
-    '\n',
-  );
+    cells
+      .map((cell, i) => cell.padEnd(widths[i] ?? 0))
+      .join('  ')
+      .trimEnd();
+  return [
+    line(header),
+    widths.map((width) => '-'.repeat(width)).join('  '),
+    ...rows.map(line),
+  ].join('\n');
 }
 
 function heading(text: string, format: Format): string {
@@ -51,7 +56,9 @@ function showCpu(samples: readonly Sample[]): string {
   const names = Object.keys(samples[0]?.cpuMicrosPerIo ?? {});
   return names
     .map((name) => {
-      const micros = median(samples.map(({ cpuMicrosPerIo }) => cpuMicrosPerIo[name] ?? Number.NaN));
+      const micros = median(
+        samples.map(({ cpuMicrosPerIo }) => cpuMicrosPerIo[name] ?? Number.NaN),
+      );
       return `${name} ${micros.toFixed(1)}`;
     })
     .join(', ');
@@ -144,13 +151,13 @@ export function renderReport(results: BenchResults, format: Format): string {
     items.map((item) => (format === 'markdown' ? `- ${item}` : item)).join('\n');
   const parts = [lines(facts(results))];
   if (results.cells.length > 0) {
-    parts.push(heading('Through the client', format) + '\n' + cellTable(results, format));
+    parts.push(`${heading('Through the client', format)}\n${cellTable(results, format)}`);
     parts.push(lines(LEGEND));
   }
   if (results.starts.length > 0) {
     const title = `Start, and memory ${results.settings.idleSeconds} s later`;
-    parts.push(heading(title, format) + '\n' + startTable(results, format));
+    parts.push(`${heading(title, format)}\n${startTable(results, format)}`);
   }
-  parts.push(heading('Goals', format) + '\n' + goalTable(results, format));
+  parts.push(`${heading('Goals', format)}\n${goalTable(results, format)}`);
   return `${parts.join('\n\n')}\n`;
 }

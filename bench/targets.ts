@@ -90,7 +90,8 @@ class LonghornTarget implements Target {
   }
 
   private async startReplica(index: number, signal: AbortSignal): Promise<void> {
-    const port = (this.ports[index] ??= await freePorts(PORTS_PER_REPLICA));
+    const port = this.ports[index] ?? (await freePorts(PORTS_PER_REPLICA));
+    this.ports[index] = port;
     const directory = this.replicaDirectories[index] as string;
     const args = ['--volume-name', VOLUME, 'replica', directory, '--disableRevCounter'];
     args.push('--size', String(this.options.sizeBytes), '--listen', `127.0.0.1:${port}`);
