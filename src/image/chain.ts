@@ -19,6 +19,14 @@ import {
   takeSnapshot,
   writeOpenMeta,
 } from './chain-changes.js';
+import type {
+  ChainInfo,
+  ChainUsage,
+  DiskInfo,
+  HeadUsage,
+  RemoveAction,
+  WorkOptions,
+} from './chain-info.js';
 import { ChainIo } from './chain-io.js';
 import { checkWritable, snapshotCountOf, type ChainState } from './chain-state.js';
 import { createDirectory } from './creation.js';
@@ -34,6 +42,15 @@ import { clearLeftovers } from './recovery.js';
 import { planRemoval, RemovalMarks } from './removal.js';
 import { RequestRouter } from './request-router.js';
 import { RevisionCounter } from './revision-counter.js';
+
+export type {
+  ChainInfo,
+  ChainUsage,
+  DiskInfo,
+  HeadUsage,
+  RemoveAction,
+  WorkOptions,
+} from './chain-info.js';
 
 export interface CreateOptions {
   /** A positive multiple of 4096. */
@@ -71,68 +88,6 @@ export interface SnapshotOptions {
   /** RFC 3339 text, the same on every replica. */
   readonly created: string;
   readonly labels?: Readonly<Record<string, string>> | null;
-}
-
-/** What must be done, in order, to get rid of a removed disk; peers know these three words. */
-export interface RemoveAction {
-  readonly action: 'coalesce' | 'replace' | 'prune' | 'remove';
-  readonly source: string;
-  readonly target: string;
-}
-
-/** volume.meta and the flags of the open chain. */
-export interface ChainInfo {
-  readonly sizeBytes: number;
-  readonly head: string;
-  readonly parent: string;
-  /** Set when the last close was unclean, or by a change since. */
-  readonly dirty: boolean;
-  readonly rebuilding: boolean;
-  readonly sectorBytes: number;
-  readonly backingFilePath: string;
-  readonly encrypted: boolean;
-  readonly readOnly: boolean;
-}
-
-/** One disk record (snapshot or head) with what its file occupies. */
-export interface DiskInfo {
-  readonly name: string;
-  /** '' when it has none. */
-  readonly parent: string;
-  readonly children: readonly string[];
-  readonly removed: boolean;
-  readonly userCreated: boolean;
-  readonly created: string;
-  readonly labels: Readonly<Record<string, string>> | null;
-  /** st_blocks * 512: what Longhorn reports as a disk's size. */
-  readonly allocatedBytes: number;
-  /** Apparent size of the image file. */
-  readonly imageBytes: number;
-}
-
-/** The numbers of snapshot limits (facts: on-disk §10). */
-export interface ChainUsage {
-  /** Disk records without the head and removed ones. */
-  readonly snapshotCount: number;
-  /** All disk records, the head and removed ones included. */
-  readonly diskCount: number;
-  /** Allocated bytes of live-chain snapshots that are not removed. */
-  readonly snapshotBytes: number;
-  readonly remainingSnapshots: number;
-  readonly snapshotMaxCount: number;
-  readonly snapshotMaxBytes: number;
-}
-
-export interface HeadUsage {
-  readonly allocatedBytes: number;
-  readonly modifiedMs: number;
-  readonly modifiedNs: bigint;
-}
-
-/** Long work: called with bytes done and the total; stops with CANCELLED when the signal aborts. */
-export interface WorkOptions {
-  readonly signal?: AbortSignal;
-  readonly onProgress?: (doneBytes: number, totalBytes: number) => void;
 }
 
 /** The disk at the top: the head, or the snapshot that a read-only chain looks at. */

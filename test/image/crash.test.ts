@@ -115,7 +115,11 @@ const SCENARIOS: readonly Scenario[] = [
     headAfter: AT['b1'] as number[],
   },
   { name: 'mark removed', run: (chain) => chain.markRemoved('s3') },
-  { name: 'removal of a side branch', run: (chain) => chain.removeDisk('b1', false), losable: ['b1'] },
+  {
+    name: 'removal of a side branch',
+    run: (chain) => chain.removeDisk('b1', false),
+    losable: ['b1'],
+  },
   {
     name: 'purge of the oldest snapshot into its child',
     prepare: (chain) => chain.removeDisk('b1', false),
@@ -197,7 +201,11 @@ async function countCalls(scenario: Scenario): Promise<number> {
 }
 
 /** null when everything is right afterwards, else what is wrong. */
-async function cutAt(scenario: Scenario, cut: number, survivors: Survivors): Promise<string | null> {
+async function cutAt(
+  scenario: Scenario,
+  cut: number,
+  survivors: Survivors,
+): Promise<string | null> {
   const { disk, chain } = await prepared(scenario);
   disk.crashAfter(cut);
   const isAcknowledged = await scenario.run(chain, disk).then(
@@ -287,20 +295,27 @@ t.test('power cut at any call of create: nothing or a usable volume', async (t) 
   t.pass(`${whole.changeCount} calls`);
 });
 
-t.test('power cut at any call of delete: the directory counts as empty and can be used again', async (t) => {
-  const counted = await build();
-  const before = counted.disk.changeCount;
-  await counted.chain.delete();
-  const calls = counted.disk.changeCount - before;
-  t.strictSame(await counted.disk.list(DIRECTORY), []);
-  for (let cut = 0; cut <= calls; cut++) {
-    const { disk, chain } = await build();
-    disk.crashAfter(cut);
-    await chain.delete().catch(() => undefined);
-    disk.restart(EVERYTHING_SURVIVES);
-    const isThere = (await ImageChain.probe(disk, DIRECTORY)) !== null;
-    if (!isThere) continue;
-    const reopened = await openChain(disk, DIRECTORY);
-    t.strictSame(await sectorBytes(disk, reopened), HEAD, `cut after call ${cut}: all or nothing`);
-  }
-});
+t.test(
+  'power cut at any call of delete: the directory counts as empty and can be used again',
+  async (t) => {
+    const counted = await build();
+    const before = counted.disk.changeCount;
+    await counted.chain.delete();
+    const calls = counted.disk.changeCount - before;
+    t.strictSame(await counted.disk.list(DIRECTORY), []);
+    for (let cut = 0; cut <= calls; cut++) {
+      const { disk, chain } = await build();
+      disk.crashAfter(cut);
+      await chain.delete().catch(() => undefined);
+      disk.restart(EVERYTHING_SURVIVES);
+      const isThere = (await ImageChain.probe(disk, DIRECTORY)) !== null;
+      if (!isThere) continue;
+      const reopened = await openChain(disk, DIRECTORY);
+      t.strictSame(
+        await sectorBytes(disk, reopened),
+        HEAD,
+        `cut after call ${cut}: all or nothing`,
+      );
+    }
+  },
+);

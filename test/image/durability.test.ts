@@ -51,7 +51,11 @@ t.test('prune takes nothing away before what hides it is durable', async (t) => 
   await purge(chain, 'a');
   disk.restart();
   const again = await openChain(disk, '/volume');
-  t.match(await sectorBytes(disk, again), [2, 1], 'the un-flushed write or the old data, never zeros');
+  t.match(
+    await sectorBytes(disk, again),
+    [2, 1],
+    'the un-flushed write or the old data, never zeros',
+  );
 });
 
 t.test('a trim takes removed snapshots away only behind a durable head', async (t) => {

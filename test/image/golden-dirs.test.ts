@@ -9,7 +9,12 @@ import t, { type Test } from 'tap';
 
 import { ImageChain } from '../../src/image/chain.js';
 import { committedFixturesDir, fixturesDir } from '../support/fixtures.js';
-import { contentSha256, nativeFixture, openChain, type NativeFixture } from '../support/image-chains.js';
+import {
+  contentSha256,
+  nativeFixture,
+  openChain,
+  type NativeFixture,
+} from '../support/image-chains.js';
 
 interface Manifest {
   readonly case: string;
@@ -18,7 +23,10 @@ interface Manifest {
   readonly revisionCounterEnabled: boolean;
   readonly revisionCounterLive?: number | string;
   readonly volumeMeta: { Head: string; Parent: string; Dirty: boolean; Rebuilding: boolean };
-  readonly files: Record<string, { text?: string; size: number; sha256: string; allocatedBytes: number }>;
+  readonly files: Record<
+    string,
+    { text?: string; size: number; sha256: string; allocatedBytes: number }
+  >;
   readonly chain: string[];
   readonly headSha256: string;
   readonly snapshots: Record<
@@ -120,5 +128,9 @@ async function checkWritableOpen(
   await chain.close();
   const after = { ...before };
   after['volume.meta'] = (before['volume.meta'] as string).replace('"Dirty":true', '"Dirty":false');
-  t.strictSame(readMetas(directory), after, 'opening and closing rewrites volume.meta byte for byte');
+  t.strictSame(
+    readMetas(directory),
+    after,
+    'opening and closing rewrites volume.meta byte for byte',
+  );
 }

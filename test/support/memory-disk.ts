@@ -16,27 +16,59 @@ import {
   type FileStat,
   type OpenOptions,
 } from '../../src/disk/disk.js';
+import {
+  DirectoryNode,
+  FileNode,
+  listExtents,
+  type Node,
+  NOTHING_SURVIVES,
+  type Survivors,
+  UNWRITTEN,
+} from './memory-disk-nodes.js';
+
+export { EVERYTHING_SURVIVES, NOTHING_SURVIVES, type Survivors } from './memory-disk-nodes.js';
 
 const ERRNO = { EIO: 5, EBADF: 9, EINVAL: 22, ENOSPC: 28, EOPNOTSUPP: 95 } as const;
-
-/** A page of a file: bytes, or UNWRITTEN for an allocated extent that reads zero. No entry: a hole. */
-const UNWRITTEN = null;
-type Page = Uint8Array | typeof UNWRITTEN;
 
 /** What a call is about to do; passed to the fault hook and listed in the call log. */
 export interface DiskCall {
   readonly kind:
-    | 'open' | 'read' | 'write' | 'sync' | 'punchHole' | 'zeroRange' | 'truncate' | 'extents'
-    | 'readFile' | 'writeFile' | 'rename' | 'link' | 'unlink' | 'makeDirectory' | 'removeDirectory'
-    | 'list' | 'stat' | 'syncDirectory';
+    | 'open'
+    | 'read'
+    | 'write'
+    | 'sync'
+    | 'punchHole'
+    | 'zeroRange'
+    | 'truncate'
+    | 'extents'
+    | 'readFile'
+    | 'writeFile'
+    | 'rename'
+    | 'link'
+    | 'unlink'
+    | 'makeDirectory'
+    | 'removeDirectory'
+    | 'list'
+    | 'stat'
+    | 'syncDirectory';
   readonly path: string;
   readonly offsetBytes: number;
   readonly lengthBytes: number;
 }
 
 const CHANGES: ReadonlySet<DiskCall['kind']> = new Set([
-  'write', 'sync', 'punchHole', 'zeroRange', 'truncate', 'writeFile', 'rename', 'link', 'unlink',
-  'makeDirectory', 'removeDirectory', 'syncDirectory',
+  'write',
+  'sync',
+  'punchHole',
+  'zeroRange',
+  'truncate',
+  'writeFile',
+  'rename',
+  'link',
+  'unlink',
+  'makeDirectory',
+  'removeDirectory',
+  'syncDirectory',
 ]);
 
 export interface MemoryDiskOptions {
@@ -48,111 +80,6 @@ export interface MemoryDiskOptions {
   /** Wall clock of file times, milliseconds. */
   readonly nowMs?: () => number;
 }
-
-/** Decides what un-synced work outlives a crash. */
-export interface Survivors {
-  /** True when this un-synced page of a file reached the disk. */
-  page(path: string, pageIndex: number): boolean;
-  /** How many of a directory's un-synced changes, in order, reached the disk. */
-  directoryChanges(path: string, count: number): number;
-}
-
-export const NOTHING_SURVIVES: Survivors = { page: () => false, directoryChanges: () => 0 };
-export const EVERYTHING_SURVIVES: Survivors = { page: () => true, directoryChanges: (_p, n) => n };
-
-class FileNode {
-  readonly isDirectory = false;
-  readonly inode: bigint;
-  readonly pages = new Map<number, Page>();
-  sizeBytes = 0;
-  modifiedMs: number;
-  changedMs: number;
-  /** What changed pages held when they were last durable; undefined: a hole. */
-  readonly undo = new Map<number, Page | undefined>();
-  durableSizeBytes = 0;
-
-  constructor(inode: bigint, nowMs: number) {
-    this.inode = inode;
-    this.modifiedMs = nowMs;
-    this.changedMs = nowMs;
-  }
-
-  setPage(index: number, page: Page | undefined): void {
-    const old = this.pages.get(index);
-    if (!this.undo.has(index)) {
-      this.undo.set(index, old instanceof Uint8Array && old === page ? old.slice() : old);
-    }
-    if (page === undefined) this.pages.delete(index);
-    else this.pages.set(index, page);
-  }
-
-  setSize(sizeBytes: number): void {
-    if (sizeBytes < this.sizeBytes) {
-      for (const index of [...this.pages.keys()]) {
-        if (index * SECTOR_BYTES >= sizeBytes) this.setPage(index, undefined);
-      }
-      const tail = sizeBytes % SECTOR_BYTES;
-      const last = this.pages.get(Math.floor(sizeBytes / SECTOR_BYTES));
-      if (tail !== 0 && last instanceof Uint8Array) {
-        const cut = last.slice();
-        cut.fill(0, tail);
-        this.setPage(Math.floor(sizeBytes / SECTOR_BYTES), cut);
-      }
-    }
-    this.sizeBytes = sizeBytes;
-  }
-
-  sync(): void {
-    this.undo.clear();
-    this.durableSizeBytes = this.sizeBytes;
-  }
-
-  crash(path: string, survivors: Survivors): void {
-    for (const [index, page] of this.undo) {
-      if (survivors.page(path, index)) continue;
-      if (page === undefined) this.pages.delete(index);
-      else this.pages.set(index, page);
-    }
-    const keepsSize = survivors.page(path, -1);
-    if (!keepsSize) this.sizeBytes = this.durableSizeBytes;
-    this.sync();
-  }
-}
-
-type EntryChange = (entries: Map<string, Node>) => void;
-
-class DirectoryNode {
-  readonly isDirectory = true;
-  readonly inode: bigint;
-  entries = new Map<string, Node>();
-  durable = new Map<string, Node>();
-  changes: EntryChange[] = [];
-  changedMs: number;
-
-  constructor(inode: bigint, nowMs: number) {
-    this.inode = inode;
-    this.changedMs = nowMs;
-  }
-
-  change(change: EntryChange): void {
-    change(this.entries);
-    this.changes.push(change);
-  }
-
-  sync(): void {
-    this.durable = new Map(this.entries);
-    this.changes = [];
-  }
-
-  crash(path: string, survivors: Survivors): void {
-    const kept = survivors.directoryChanges(path, this.changes.length);
-    for (const change of this.changes.slice(0, kept)) change(this.durable);
-    this.entries = new Map(this.durable);
-    this.changes = [];
-  }
-}
-
-type Node = FileNode | DirectoryNode;
 
 class MemoryFile implements DiskFile {
   readonly path: string;
@@ -230,28 +157,6 @@ class MemoryFile implements DiskFile {
   private check(): void {
     if (!this.isUsable) throw new StorageError('CLOSED', `${this.path} is closed`);
   }
-}
-
-function listExtents(
-  node: FileNode,
-  beginOffset: number,
-  endOffset: number,
-  maxExtents: number,
-): FileExtent[] {
-  const first = Math.floor(beginOffset / SECTOR_BYTES);
-  const last = Math.ceil(endOffset / SECTOR_BYTES);
-  const indexes = [...node.pages.keys()].filter((i) => i >= first && i < last);
-  indexes.sort((a, b) => a - b);
-  const extents: { beginOffset: number; endOffset: number }[] = [];
-  for (const index of indexes) {
-    const begin = Math.max(beginOffset, index * SECTOR_BYTES);
-    const end = Math.min(endOffset, (index + 1) * SECTOR_BYTES);
-    const previous = extents.at(-1);
-    if (previous !== undefined && previous.endOffset === begin) previous.endOffset = end;
-    else if (extents.length === maxExtents) break;
-    else extents.push({ beginOffset: begin, endOffset: end });
-  }
-  return extents;
 }
 
 /** The disk. Paths are absolute; the root directory exists. */
@@ -347,11 +252,14 @@ export class MemoryDisk implements Disk {
     await this.call('readFile', path);
     const node = this.fileAt(path);
     if (node.sizeBytes > maxBytes) {
-      throw new StorageError('LIMIT_EXCEEDED', `${path} is larger than ${maxBytes} bytes`, { path });
+      throw new StorageError('LIMIT_EXCEEDED', `${path} is larger than ${maxBytes} bytes`, {
+        path,
+      });
     }
     const content = Buffer.alloc(node.sizeBytes);
     for (const [index, page] of node.pages) {
-      if (page !== UNWRITTEN) content.set(page.subarray(0, node.sizeBytes - index * SECTOR_BYTES), index * SECTOR_BYTES);
+      if (page !== UNWRITTEN)
+        content.set(page.subarray(0, node.sizeBytes - index * SECTOR_BYTES), index * SECTOR_BYTES);
     }
     return content;
   }
@@ -375,7 +283,8 @@ export class MemoryDisk implements Disk {
     await this.call('rename', from);
     const [directory, fromName] = this.parentOf(from);
     const [toDirectory, toName] = this.parentOf(to);
-    if (directory !== toDirectory) throw new StorageError('UNSUPPORTED', 'rename across directories');
+    if (directory !== toDirectory)
+      throw new StorageError('UNSUPPORTED', 'rename across directories');
     const node = this.find(from);
     if (node === undefined) throw notFound('rename', from);
     const target = this.find(to);
@@ -477,13 +386,21 @@ export class MemoryDisk implements Disk {
   }
 
   /** Start of every call: asynchronous, and refused when crashed or by the fault hook. */
-  async call(kind: DiskCall['kind'], path: string, offsetBytes = 0, lengthBytes = 0): Promise<void> {
+  async call(
+    kind: DiskCall['kind'],
+    path: string,
+    offsetBytes = 0,
+    lengthBytes = 0,
+  ): Promise<void> {
     await this.pause();
     const failure = this.admit(kind, path, offsetBytes, lengthBytes);
     if (failure === 'NO_SPACE') throw noSpace(path);
-    if (failure !== null) throw new StorageError(failure, `${kind} ${path}: injected fault`, { path });
+    if (failure !== null)
+      throw new StorageError(failure, `${kind} ${path}: injected fault`, { path });
     if (kind === 'extents' && !this.supportsExtents) {
-      throw new StorageError('EXTENTS_UNSUPPORTED', `${path}: file extent is unsupported`, { path });
+      throw new StorageError('EXTENTS_UNSUPPORTED', `${path}: file extent is unsupported`, {
+        path,
+      });
     }
   }
 
