@@ -14,6 +14,7 @@ import {
   metaData,
   option,
   parseOptionReplies,
+  request,
   type OptionReply,
 } from '../support/nbd-client.js';
 import { TestClient, createWorld } from '../support/nbd-harness.js';
@@ -255,6 +256,31 @@ t.test('handshake replies wait for slab memory, and transmission waits for them'
   t.equal(parseOptionReplies(greeting.subarray(18)).at(-1)?.type, ACK);
   client.send(read);
   t.equal(client.replies()[0]?.error, 0);
+  client.connection.vanish();
+  t.equal(world.buffersInUse(), 0);
+});
+
+t.test('a request behind GO waits until the reply to GO is queued', async (t) => {
+  const world = createWorld();
+  const client = new TestClient(world, false);
+  client.connection.take();
+  const taken: number[] = [];
+  for (;;) {
+    const buffer = world.slab.allocate(1);
+    if (buffer < 0) break;
+    taken.push(buffer);
+  }
+  const flush = { command: 3, cookie: 7 };
+  client.connection.push(
+    Buffer.concat([clientFlags(), option(OPT.go, infoData('vol')), request(flush)]),
+  );
+  t.ok(client.connection.isPaused);
+  for (const buffer of taken) world.slab.release(buffer);
+  const said = Buffer.from(client.connection.take());
+  const replyBytes = 16;
+  const options = parseOptionReplies(said.subarray(0, said.byteLength - replyBytes));
+  t.equal(options.at(-1)?.type, ACK);
+  t.match(client.parse(said.subarray(-replyBytes)), [{ cookie: 7, error: 0 }]);
   client.connection.vanish();
   t.equal(world.buffersInUse(), 0);
 });

@@ -218,6 +218,18 @@ t.test('failures of the device become NBD errors by their kind', async (t) => {
   checkClean(t, world, client);
 });
 
+t.test('after a part of a large write failed, the rest of it is not written', async (t) => {
+  const world = createWorld({ sizeBytes: 16 * MIB });
+  const client = TestClient.open(world);
+  world.device.failWith = ({ offsetBytes }) =>
+    offsetBytes === MIB ? new StorageError('IO_ERROR', 'injected') : null;
+  const payload = pattern(8 * MIB);
+  t.match(client.call({ command: CMD.write, cookie: 1, offset: 0, payload }), { error: ERRNO.EIO });
+  t.equal(world.device.countOf(BLOCK_OP.write), 2);
+  t.match(client.call({ command: CMD.flush, cookie: 2 }), { error: 0 }, 'the stream is in step');
+  checkClean(t, world, client);
+});
+
 t.test('a split simple read whose later part fails breaks the connection', async (t) => {
   const world = createWorld({ sizeBytes: 8 * MIB });
   const client = TestClient.open(world, false);

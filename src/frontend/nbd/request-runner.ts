@@ -232,7 +232,7 @@ export class RequestRunner implements BlockRequestOwner {
 
   private finishIfComplete(whole: NbdRequest): void {
     const isRunning = whole.isAdvancing || whole.partsPending > 0 || whole.hasPartsToBegin;
-    if (isRunning || !whole.isFed || whole.isReplied || this.isStopped) return;
+    if (isRunning || whole.isReplied || this.isStopped) return;
     whole.isReplied = true;
     if (whole.partError !== null) {
       if (whole.isReplyBegun) this.options.broken(whole.partError);
