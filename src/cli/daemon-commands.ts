@@ -4,8 +4,8 @@
 import { type Command, InvalidArgumentError, Option } from 'commander';
 import { SNAPSHOT_COUNT_MAX } from '../core/limits.js';
 import type { LogLevel } from '../core/log.js';
-import { parseSizeBytes } from '../core/units.js';
 import type { Endpoint } from '../transport/connection.js';
+import { collect, sizeBytes, wholeNumber } from './flag-values.js';
 
 const VOLUME_NAME_PATTERN = /^[a-zA-Z0-9][a-zA-Z0-9_.-]+$/;
 const VOLUME_NAME_LENGTH_MAX = 64;
@@ -23,28 +23,10 @@ export function parseVolumeName(name: string): string {
   );
 }
 
-function size(text: string): number {
-  try {
-    return parseSizeBytes(text);
-  } catch {
-    throw new InvalidArgumentError('Sizes look like 4096, 512m or 10g.');
-  }
-}
-
-function wholeNumber(text: string): number {
-  const value = Number(text);
-  if (Number.isSafeInteger(value)) return value;
-  throw new InvalidArgumentError('Not a whole number.');
-}
-
 function positiveNumber(text: string): number {
   const value = wholeNumber(text);
   if (value > 0) return value;
   throw new InvalidArgumentError('Must be 1 or more.');
-}
-
-function collect(value: string, earlier: readonly string[]): string[] {
-  return [...earlier, value];
 }
 
 /** Parses unix:///PATH or HOST:PORT. */
@@ -92,8 +74,8 @@ Example (a replica starts its own; this is for debugging):
 
 function engineFlags(command: Command): Command {
   return command
-    .requiredOption('--size <size>', 'size the volume should have', size)
-    .requiredOption('--current-size <size>', 'size the volume has now', size)
+    .requiredOption('--size <size>', 'size the volume should have', sizeBytes)
+    .requiredOption('--current-size <size>', 'size the volume has now', sizeBytes)
     .option('--listen <host:port>', 'address of the control API', 'localhost:9501')
     .option('--frontend <name>', 'nbd, socket, rest or none', '')
     .option('--replica <address>', 'tcp://HOST:PORT of a replica (repeat)', collect, [])
@@ -114,7 +96,7 @@ function engineFlags(command: Command): Command {
     .option('--unmap-mark-snap-chain-removed', 'trimming reclaims snapshots too', false)
     .option('--file-sync-http-client-timeout <seconds>', 'for file transfers', positiveNumber, 5)
     .option('--snapshot-max-count <n>', 'most snapshots', wholeNumber, SNAPSHOT_COUNT_MAX)
-    .option('--snapshot-max-size <size>', 'most bytes in snapshots, 0 for no limit', size, 0)
+    .option('--snapshot-max-size <size>', 'most bytes in snapshots, 0 for no limit', sizeBytes, 0)
     .option(
       '--rebuild-sync-concurrent-limit <n>',
       'replicas a rebuild reads from',
@@ -122,7 +104,11 @@ function engineFlags(command: Command): Command {
       1,
     )
     .option('--nbd-listen <endpoint>', 'unix:///PATH or HOST:PORT (repeat)', endpoint, [])
-    .addOption(new Option('--nbd-tls <mode>').choices(['off', 'allow', 'require']).default('off'))
+    .addOption(
+      new Option('--nbd-tls <mode>', 'TLS for NBD clients')
+        .choices(['off', 'allow', 'require'])
+        .default('off'),
+    )
     .option('--nbd-tls-certificate <file>', 'PEM certificate chain of the NBD server')
     .option('--nbd-tls-key <file>', 'PEM key of that certificate')
     .option('--nbd-tls-client-ca <file>', 'PEM authority that clients must be signed by')
@@ -216,7 +202,7 @@ interface ReplicaFlags {
 
 function replicaFlags(command: Command): Command {
   return command
-    .option('--size <size>', 'create the replica with this size when it is new', size)
+    .option('--size <size>', 'create the replica with this size when it is new', sizeBytes)
     .option(
       '--listen <host:port>',
       'control API; data at port+1, sync agent at port+2',
@@ -235,7 +221,7 @@ function replicaFlags(command: Command): Command {
     .option('--unmap-mark-disk-chain-removed', 'trimming reclaims snapshots too', false)
     .option('--replica-instance-name <name>', 'name that callers must mean', '')
     .option('--snapshot-max-count <n>', 'most snapshots', wholeNumber, SNAPSHOT_COUNT_MAX)
-    .option('--snapshot-max-size <size>', 'most bytes in snapshots, 0 for no limit', size, 0)
+    .option('--snapshot-max-size <size>', 'most bytes in snapshots, 0 for no limit', sizeBytes, 0)
     .option('--encrypted', 'the volume holds encrypted data', false)
     .option('--restore-from <url>', 'kept for Longhorn; has no effect')
     .option('--restore-name <name>', 'kept for Longhorn; has no effect')

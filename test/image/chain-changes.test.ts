@@ -36,6 +36,10 @@ function put(disk: MemoryDisk, name: string, content: string): Promise<void> {
   return disk.writeFile(`/volume/${name}`, Buffer.from(content));
 }
 
+async function withoutExtents(disk: MemoryDisk): Promise<void> {
+  disk.supportsExtents = false;
+}
+
 t.afterEach(() => {
   for (const { freeCount, count } of testSlab.freeCounts()) {
     if (freeCount !== count) throw new Error('a slab buffer leaked');
@@ -248,7 +252,7 @@ t.test('a directory that cannot be a volume is refused with the reason', async (
     ],
     ['IMAGE_TRUNCATED', 'volume-snap-a.img', (d) => put(d, 'volume-snap-a.img', '')],
     ['IMAGE_TRUNCATED', 'volume-head-001.img', (d) => put(d, 'volume-head-001.img', 'x'.repeat(S))],
-    ['EXTENTS_UNSUPPORTED', 'extent', async (d) => void (d.supportsExtents = false)],
+    ['EXTENTS_UNSUPPORTED', 'extent', withoutExtents],
   ];
   for (const [code, mentioned, change] of spoil) {
     const { disk, chain } = await memoryChain(2);

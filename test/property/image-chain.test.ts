@@ -34,8 +34,23 @@ interface Step {
 }
 
 const KINDS = [
-  'writeSectors', 'writeSectors', 'write', 'write', 'unmap', 'unmap', 'writeZeroes', 'snapshot',
-  'snapshot', 'revert', 'purge', 'purge', 'removeLeaf', 'expand', 'reopen', 'reload', 'crash',
+  'writeSectors',
+  'writeSectors',
+  'write',
+  'write',
+  'unmap',
+  'unmap',
+  'writeZeroes',
+  'snapshot',
+  'snapshot',
+  'revert',
+  'purge',
+  'purge',
+  'removeLeaf',
+  'expand',
+  'reopen',
+  'reload',
+  'crash',
   'markingUnmap',
 ] as const;
 
@@ -147,6 +162,8 @@ class History {
         return;
       case 'crash':
         return this.crash();
+      default:
+        break;
     }
     if (name === undefined) return;
     if (step.kind === 'revert') {
@@ -207,7 +224,9 @@ t.test('any history reads as the model says (native disk)', async (t) => {
   const { disk, directory, end } = await nativeFixture();
   t.teardown(end);
   let count = 0;
-  const property = fc.asyncProperty(steps, (history) => run(disk, `${directory}/${count++}`, history));
+  const property = fc.asyncProperty(steps, (history) =>
+    run(disk, `${directory}/${count++}`, history),
+  );
   await fc.assert(property, { numRuns: 6, endOnFailure: true });
   t.pass();
 });
