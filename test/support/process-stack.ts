@@ -10,7 +10,7 @@ import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 
-const PROGRAM = fileURLToPath(new URL('./daemon-main.js', import.meta.url));
+const PROGRAM = fileURLToPath(new URL('../../src/cli/main.js', import.meta.url));
 /** Ports of one replica: control, data, sync agent, ten receivers. */
 const REPLICA_PORTS = 13;
 /** Below the range that the system gives to outgoing connections. */
