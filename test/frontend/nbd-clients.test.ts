@@ -52,34 +52,38 @@ function sparseImage(): Buffer {
   return image;
 }
 
-withProgram('nbdinfo', 'tells the export, lists it and maps its holes', async (t, { service, uris }) => {
-  for (const uri of uris) {
-    const info = JSON.parse(await run('nbdinfo', '--json', uri)) as Record<string, unknown>;
-    t.match(info, { protocol: 'newstyle-fixed', TLS: false, structured: true });
-    const [exported] = info['exports'] as Record<string, unknown>[];
-    t.match(exported, {
-      'export-name': 'vol',
-      description: 'test volume',
-      'export-size': SIZE_BYTES,
-      can_multi_conn: true,
-      can_fast_zero: true,
-      is_read_only: false,
-      block_size_preferred: 4096,
-      block_size_maximum: 32 * MIB,
-    });
-  }
-  const [uri] = uris;
-  const listed = await run('nbdinfo', '--list', '--json', uri.replace('/vol?', '/?'));
-  t.match(JSON.parse(listed), { exports: [{ 'export-name': 'vol' }] });
-  service.device.content.fill(1, MIB, 2 * MIB);
-  service.device.allocated.fill(1, 256, 512);
-  const map = JSON.parse(await run('nbdinfo', '--map', '--json', uri)) as unknown;
-  t.same(map, [
-    { offset: 0, length: MIB, type: 3, description: 'hole,zero' },
-    { offset: MIB, length: MIB, type: 0, description: 'data' },
-    { offset: 2 * MIB, length: 30 * MIB, type: 3, description: 'hole,zero' },
-  ]);
-});
+withProgram(
+  'nbdinfo',
+  'tells the export, lists it and maps its holes',
+  async (t, { service, uris }) => {
+    for (const uri of uris) {
+      const info = JSON.parse(await run('nbdinfo', '--json', uri)) as Record<string, unknown>;
+      t.match(info, { protocol: 'newstyle-fixed', TLS: false, structured: true });
+      const [exported] = info['exports'] as Record<string, unknown>[];
+      t.match(exported, {
+        'export-name': 'vol',
+        description: 'test volume',
+        'export-size': SIZE_BYTES,
+        can_multi_conn: true,
+        can_fast_zero: true,
+        is_read_only: false,
+        block_size_preferred: 4096,
+        block_size_maximum: 32 * MIB,
+      });
+    }
+    const [uri] = uris;
+    const listed = await run('nbdinfo', '--list', '--json', uri.replace('/vol?', '/?'));
+    t.match(JSON.parse(listed), { exports: [{ 'export-name': 'vol' }] });
+    service.device.content.fill(1, MIB, 2 * MIB);
+    service.device.allocated.fill(1, 256, 512);
+    const map = JSON.parse(await run('nbdinfo', '--map', '--json', uri)) as unknown;
+    t.same(map, [
+      { offset: 0, length: MIB, type: 3, description: 'hole,zero' },
+      { offset: MIB, length: MIB, type: 0, description: 'data' },
+      { offset: 2 * MIB, length: 30 * MIB, type: 3, description: 'hole,zero' },
+    ]);
+  },
+);
 
 withProgram('nbdcopy', 'copies in and out without a changed byte', async (t, { service, uris }) => {
   const image = sparseImage();
@@ -108,7 +112,10 @@ withProgram('qemu-img', 'converts in and out, and compares', async (t, { service
     t.match(await run('qemu-img', 'compare', '-f', 'raw', '-F', 'raw', source, uri), /identical/);
     const copy = join(service.directory, 'copy.qcow2');
     await run('qemu-img', 'convert', '-f', 'raw', '-O', 'qcow2', uri, copy);
-    t.match(await run('qemu-img', 'compare', '-f', 'raw', '-F', 'qcow2', source, copy), /identical/);
+    t.match(
+      await run('qemu-img', 'compare', '-f', 'raw', '-F', 'qcow2', source, copy),
+      /identical/,
+    );
   }
 });
 
@@ -120,7 +127,16 @@ withProgram('qemu-io', 'writes, zeroes and discards unaligned ranges', async (t,
       ...['-c', 'write -P 5 1 3M', '-c', 'read -P 5 1 3M', '-c', 'write -f -P 6 511 1'],
       ...['-c', 'read -P 6 511 1', '-c', 'read -P 5 512 100', '-c', 'write -z 1000 1M'],
       ...['-c', 'write -z -u 2M 64k', '-c', 'read -P 0 2M 64k', '-c', 'discard 4k 8k'],
-      ...['-c', 'read -P 0 1000 1M', '-c', 'flush', '-c', 'aio_write -P 7 8M 9M', '-c', 'aio_flush'],
+      ...[
+        '-c',
+        'read -P 0 1000 1M',
+        '-c',
+        'flush',
+        '-c',
+        'aio_write -P 7 8M 9M',
+        '-c',
+        'aio_flush',
+      ],
       ...['-c', 'read -P 7 8M 9M', uri],
     );
     t.notMatch(output, /failed|error/i);
@@ -133,31 +149,35 @@ withProgram('nbd-client', 'lists the exports', async (t, { service }) => {
   t.match(output, /vol: test volume/);
 });
 
-withProgram('fio', 'verifies what it wrote, at depth 32 over several connections', async (t, target) => {
-  if (!(await run('fio', '--enghelp')).includes('nbd')) {
-    t.pass('left out', { skip: 'this fio has no nbd engine' });
-    return;
-  }
-  const [unix, tcp] = target.uris;
-  const blocks = [
-    [unix, '4k-4k'],
-    [tcp, '512-256k'],
-    [unix, '512k-2m'],
-  ] as const;
-  for (const [uri, range] of blocks) {
-    const output = await run(
-      'fio',
-      ...['--name=verify', '--ioengine=nbd', `--uri=${uri}`, '--rw=randwrite'],
-      ...[`--bsrange=${range}`, '--iodepth=32', '--size=8m', '--offset_increment=8m'],
-      ...['--numjobs=4', '--thread', '--verify=crc32c', '--verify_fatal=1', '--group_reporting'],
-      ...['--output-format=json', `--aux-path=${target.service.directory}`],
-    );
-    const report = JSON.parse(output.slice(output.indexOf('{'))) as {
-      jobs: { error: number; read: { total_ios: number }; write: { total_ios: number } }[];
-    };
-    const [job] = report.jobs;
-    t.equal(job?.error, 0);
-    t.ok((job?.write.total_ios ?? 0) > 0);
-    t.equal(job?.read.total_ios, job?.write.total_ios, `${range}: all of it was read back`);
-  }
-});
+withProgram(
+  'fio',
+  'verifies what it wrote, at depth 32 over several connections',
+  async (t, target) => {
+    if (!(await run('fio', '--enghelp')).includes('nbd')) {
+      t.pass('left out', { skip: 'this fio has no nbd engine' });
+      return;
+    }
+    const [unix, tcp] = target.uris;
+    const blocks = [
+      [unix, '4k-4k'],
+      [tcp, '512-256k'],
+      [unix, '512k-2m'],
+    ] as const;
+    for (const [uri, range] of blocks) {
+      const output = await run(
+        'fio',
+        ...['--name=verify', '--ioengine=nbd', `--uri=${uri}`, '--rw=randwrite'],
+        ...[`--bsrange=${range}`, '--iodepth=32', '--size=8m', '--offset_increment=8m'],
+        ...['--numjobs=4', '--thread', '--verify=crc32c', '--verify_fatal=1', '--group_reporting'],
+        ...['--output-format=json', `--aux-path=${target.service.directory}`],
+      );
+      const report = JSON.parse(output.slice(output.indexOf('{'))) as {
+        jobs: { error: number; read: { total_ios: number }; write: { total_ios: number } }[];
+      };
+      const [job] = report.jobs;
+      t.equal(job?.error, 0);
+      t.ok((job?.write.total_ios ?? 0) > 0);
+      t.equal(job?.read.total_ios, job?.write.total_ios, `${range}: all of it was read back`);
+    }
+  },
+);

@@ -1,3 +1,5 @@
+// The handshake option by option, first as the pure step function, then over a memory connection.
+
 import t from 'tap';
 import { NBD_HANDSHAKE_TIMEOUT_MS, NBD_OPTIONS_MAX } from '../../src/core/limits.js';
 import {
@@ -146,7 +148,8 @@ t.test('base:allocation is listed and selected by the rules of proto.md', async 
   t.equal(listed('base:allocation'), 2);
   t.equal(listed('x-other:', 'base:unknown'), 1, 'only the ACK');
 
-  const selected = (...queries: string[]): number => talk.ask(OPT.setMeta, query(...queries)).length;
+  const selected = (...queries: string[]): number =>
+    talk.ask(OPT.setMeta, query(...queries)).length;
   t.equal(selected('base:allocation'), 2);
   t.equal(talk.state.contextExport, 'vol');
   t.equal(selected('base:'), 1, 'a wildcard selects nothing');

@@ -2,7 +2,10 @@
 // any bytes, and neither the process nor another client may notice.
 
 import t from 'tap';
-import { CONNECTION_REQUESTS_MAX, NBD_CONNECTION_PAYLOAD_BYTES_MAX } from '../../src/core/limits.js';
+import {
+  CONNECTION_REQUESTS_MAX,
+  NBD_CONNECTION_PAYLOAD_BYTES_MAX,
+} from '../../src/core/limits.js';
 import { KIB, MIB } from '../../src/core/units.js';
 import {
   CMD,
@@ -35,8 +38,20 @@ const HANDSHAKE = Buffer.concat([
 const REQUESTS = [
   request({ command: CMD.write, cookie: 1, offset: 4096, payload: bytesOf(100, 1) }),
   request({ command: CMD.read, cookie: 2, offset: 4090, length: 50 }),
-  request({ command: CMD.write, cookie: 3, flags: FLAG.fua, offset: 0, payload: bytesOf(17_000, 3) }),
-  request({ command: CMD.write, cookie: 4, flags: FLAG.noHole, offset: 9, payload: bytesOf(50, 4) }),
+  request({
+    command: CMD.write,
+    cookie: 3,
+    flags: FLAG.fua,
+    offset: 0,
+    payload: bytesOf(17_000, 3),
+  }),
+  request({
+    command: CMD.write,
+    cookie: 4,
+    flags: FLAG.noHole,
+    offset: 9,
+    payload: bytesOf(50, 4),
+  }),
   request({ command: CMD.zeroes, cookie: 5, offset: 16, length: 40 }),
   request({ command: CMD.trim, cookie: 6, flags: FLAG.fua, offset: 8192, length: 4096 }),
   request({ command: CMD.status, cookie: 7, offset: 0, length: 32_768 }),

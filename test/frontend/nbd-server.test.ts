@@ -1,3 +1,5 @@
+// The server on real sockets: listeners, several clients, limits, an orderly end, and TLS.
+
 import { once } from 'node:events';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import type { Socket } from 'node:net';

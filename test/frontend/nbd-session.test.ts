@@ -1,3 +1,6 @@
+// The transmission phase over a memory connection: each rule of proto.md, each bound on memory, and
+// what happens to requests when a client or the server goes away.
+
 import t, { type Test } from 'tap';
 import { BLOCK_OP } from '../../src/core/block-device.js';
 import { StorageError } from '../../src/core/errors.js';
@@ -103,7 +106,11 @@ t.test('every broken rule has its error, and the connection lives', async (t) =>
     ['unknown command', { command: 0xffff, cookie: 1 }, ERRNO.EINVAL],
     ['unknown flag', { command: CMD.read, flags: 64, cookie: 1, length: 1 }, ERRNO.EINVAL],
     ['payload length flag', { command: CMD.status, flags: 32, cookie: 1, length: 1 }, ERRNO.EINVAL],
-    ['DF on a write', { command: CMD.write, flags: 4, cookie: 1, payload: pattern(9) }, ERRNO.EINVAL],
+    [
+      'DF on a write',
+      { command: CMD.write, flags: 4, cookie: 1, payload: pattern(9) },
+      ERRNO.EINVAL,
+    ],
     ['NO_HOLE on a trim', { command: CMD.trim, flags: 2, cookie: 1, length: 1 }, ERRNO.EINVAL],
     ['REQ_ONE on a read', { command: CMD.read, flags: 8, cookie: 1, length: 1 }, ERRNO.EINVAL],
     ['FAST_ZERO on a cache', { command: CMD.cache, flags: 16, cookie: 1, length: 1 }, ERRNO.EINVAL],
@@ -113,9 +120,17 @@ t.test('every broken rule has its error, and the connection lives', async (t) =>
     ['empty write', { command: CMD.write, cookie: 1, length: 0 }, ERRNO.EINVAL],
     ['empty trim', { command: CMD.trim, cookie: 1, length: 0 }, ERRNO.EINVAL],
     ['empty status', { command: CMD.status, cookie: 1, length: 0 }, ERRNO.EINVAL],
-    ['read past the end', { command: CMD.read, cookie: 1, offset: end - 1, length: 2 }, ERRNO.EINVAL],
+    [
+      'read past the end',
+      { command: CMD.read, cookie: 1, offset: end - 1, length: 2 },
+      ERRNO.EINVAL,
+    ],
     ['cache past the end', { command: CMD.cache, cookie: 1, offset: end, length: 1 }, ERRNO.EINVAL],
-    ['status past the end', { command: CMD.status, cookie: 1, offset: end, length: 1 }, ERRNO.EINVAL],
+    [
+      'status past the end',
+      { command: CMD.status, cookie: 1, offset: end, length: 1 },
+      ERRNO.EINVAL,
+    ],
     [
       'write past the end',
       { command: CMD.write, cookie: 1, offset: end - 8, payload: pattern(9) },
@@ -127,7 +142,11 @@ t.test('every broken rule has its error, and the connection lives', async (t) =>
       ERRNO.ENOSPC,
     ],
     ['trim past the end', { command: CMD.trim, cookie: 1, offset: end, length: 1 }, ERRNO.ENOSPC],
-    ['zeroes past the end', { command: CMD.zeroes, cookie: 1, offset: end, length: 1 }, ERRNO.ENOSPC],
+    [
+      'zeroes past the end',
+      { command: CMD.zeroes, cookie: 1, offset: end, length: 1 },
+      ERRNO.ENOSPC,
+    ],
     [
       'an offset beyond 2^53',
       { command: CMD.write, cookie: 1, offset: 0xffff_ffff_ffff_ffffn, payload: pattern(5) },
@@ -199,7 +218,11 @@ t.test('failures of the device become NBD errors by their kind', async (t) => {
   ] as const;
   for (const [code, error] of expected) {
     world.device.failWith = () => new StorageError(code, 'injected');
-    t.match(client.call({ command: CMD.write, cookie: 1, payload: pattern(4096) }), { error }, code);
+    t.match(
+      client.call({ command: CMD.write, cookie: 1, payload: pattern(4096) }),
+      { error },
+      code,
+    );
     t.match(client.call({ command: CMD.write, cookie: 1, payload: pattern(3 * MIB) }), { error });
     t.match(client.call({ command: CMD.trim, cookie: 1, length: 4096 }), { error });
   }
@@ -290,9 +313,7 @@ t.test('block status merges, clips and may be limited to one extent', async (t) 
     { length: MIB, flags: 0 },
     { length: MIB + 100, flags: 3 },
   ]);
-  t.same(client.call({ ...status, flags: FLAG.reqOne }).extents, [
-    { length: MIB - 100, flags: 3 },
-  ]);
+  t.same(client.call({ ...status, flags: FLAG.reqOne }).extents, [{ length: MIB - 100, flags: 3 }]);
   for (let at = 0; at < 16 * MIB; at += 8192) world.device.allocated[at / 4096] = 1;
   for (let at = 4096; at < 16 * MIB; at += 8192) world.device.allocated[at / 4096] = 0;
   const fragmented = client.call({ ...status, offset: 0, length: 16 * MIB }).extents ?? [];
@@ -343,9 +364,15 @@ t.test('replies go out in the order in which the device finishes', async (t) => 
   for (const cookie of [1, 2, 3]) client.send({ command: CMD.flush, cookie });
   world.device.release(2);
   world.device.release(0);
-  t.same(client.replies().map(({ cookie }) => cookie), [3, 1]);
+  t.same(
+    client.replies().map(({ cookie }) => cookie),
+    [3, 1],
+  );
   world.device.release();
-  t.same(client.replies().map(({ cookie }) => cookie), [2]);
+  t.same(
+    client.replies().map(({ cookie }) => cookie),
+    [2],
+  );
   checkClean(t, world, client);
 });
 

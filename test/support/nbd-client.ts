@@ -142,7 +142,10 @@ export function parseReplies(bytes: Buffer, reads: ReadLengths, structured: bool
       extents: null,
       chunks: 0,
     };
-    const after = { ...applyChunk(before, type, payload, read?.offset ?? 0), chunks: before.chunks + 1 };
+    const after = {
+      ...applyChunk(before, type, payload, read?.offset ?? 0),
+      chunks: before.chunks + 1,
+    };
     replies.set(cookie, after);
     if ((flags & 1) !== 0) {
       replies.delete(cookie);

@@ -98,7 +98,8 @@ export class TestClient {
   /** Remembers what a reply to this request looks like. */
   expect(fields: RequestFields): void {
     if (fields.command !== CMD.read) this.reads.delete(fields.cookie);
-    else this.reads.set(fields.cookie, { offset: Number(fields.offset), length: fields.length ?? 0 });
+    else
+      this.reads.set(fields.cookie, { offset: Number(fields.offset), length: fields.length ?? 0 });
   }
 
   /** All replies that are there once nothing moves. */

@@ -29,9 +29,7 @@ const server = await createNbdServer({
   slab,
   clock: realClock,
   log: silentLogger,
-  exports: new Map([
-    ['vol', { device, description: 'memory', readOnly: false, zeroesFast: true }],
-  ]),
+  exports: new Map([['vol', { device, description: 'memory', readOnly: false, zeroesFast: true }]]),
   endpoints: endpointTexts.map(parseEndpoint),
 });
 process.on('SIGTERM', () => {

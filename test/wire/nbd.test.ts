@@ -1,3 +1,5 @@
+// NBD's bytes, written out from proto.md, against what the codec makes of them.
+
 import t from 'tap';
 import {
   decodeInfoRequest,
@@ -42,7 +44,13 @@ t.test('handshake messages are the bytes of proto.md', async (t) => {
   );
   t.equal(
     hex(encodeInfoExport(NBD_OPTION.go, 0x1_0000_0002, 0x0123)),
-    '0003e889045565a9' + '00000007' + '00000003' + '0000000c' + '0000' + '0000000100000002' + '0123',
+    '0003e889045565a9' +
+      '00000007' +
+      '00000003' +
+      '0000000c' +
+      '0000' +
+      '0000000100000002' +
+      '0123',
   );
   t.equal(
     hex(encodeInfoText(NBD_OPTION.info, 2, 'é')),

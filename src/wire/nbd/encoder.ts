@@ -169,7 +169,15 @@ export function writeDataChunkHeader(
 ): void {
   const flags = isLast ? NBD_CHUNK_FLAG.done : 0;
   const payloadBytes = NBD_CHUNK_OFFSET_BYTES + dataBytes;
-  writeChunkHeader(view, position, flags, NBD_CHUNK.offsetData, cookieHigh, cookieLow, payloadBytes);
+  writeChunkHeader(
+    view,
+    position,
+    flags,
+    NBD_CHUNK.offsetData,
+    cookieHigh,
+    cookieLow,
+    payloadBytes,
+  );
   setU64(view, position + 20, offsetBytes);
 }
 
@@ -184,7 +192,15 @@ export function writeBlockStatusHeader(
 ): void {
   const { done } = NBD_CHUNK_FLAG;
   const payloadBytes = NBD_CHUNK_CONTEXT_BYTES + descriptorBytes;
-  writeChunkHeader(view, position, done, NBD_CHUNK.blockStatus, cookieHigh, cookieLow, payloadBytes);
+  writeChunkHeader(
+    view,
+    position,
+    done,
+    NBD_CHUNK.blockStatus,
+    cookieHigh,
+    cookieLow,
+    payloadBytes,
+  );
   view.setUint32(position + 20, contextId);
 }
 
