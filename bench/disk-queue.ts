@@ -156,7 +156,12 @@ function show(name: string, outcomes: Outcome[], raw: Outcome[]): string {
   ].join('  ');
 }
 
-async function measure(path: string, job: Job, sizeBytes: number, options: Settings): Promise<void> {
+async function measure(
+  path: string,
+  job: Job,
+  sizeBytes: number,
+  options: Settings,
+): Promise<void> {
   const results = new Map<string, Outcome[]>();
   const note = (name: string, outcome: Outcome): void => {
     results.set(name, [...(results.get(name) ?? []), outcome]);

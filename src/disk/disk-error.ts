@@ -56,5 +56,10 @@ function diskErrorOfName(
 ): StorageError {
   const code = CODE_OF_ERRNO_NAME[name] ?? 'IO_ERROR';
   const reason = code === 'NO_SPACE' ? NO_SPACE_TEXT : name;
-  return new StorageError(code, `cannot ${action} ${path}: ${reason}`, { path, errno: name }, cause);
+  return new StorageError(
+    code,
+    `cannot ${action} ${path}: ${reason}`,
+    { path, errno: name },
+    cause,
+  );
 }

@@ -51,11 +51,7 @@ export class NativeDiskFile implements DiskFile {
     return (await this.stat()).allocatedBytes;
   }
 
-  async extents(
-    beginOffset: number,
-    endOffset: number,
-    maxExtents: number,
-  ): Promise<FileExtent[]> {
+  async extents(beginOffset: number, endOffset: number, maxExtents: number): Promise<FileExtent[]> {
     const file = this.openNumber();
     const edges = await this.files.extents(file, beginOffset, endOffset, maxExtents);
     if (typeof edges === 'number') throw this.extentsError(edges);

@@ -57,7 +57,8 @@ export class NativeDisk implements Disk {
   }
 
   async open(path: string, options: OpenOptions): Promise<NativeDiskFile> {
-    if (this.shutDown) throw new StorageError('CLOSED', `cannot open ${path}: the disk is shut down`);
+    if (this.shutDown)
+      throw new StorageError('CLOSED', `cannot open ${path}: the disk is shut down`);
     const direct = options.direct ?? true;
     const slot = await this.files.open(path, openFlags(options), options.mode ?? 0o600, direct);
     if (slot < 0) throw diskErrorOfResult(slot, 'open', path);

@@ -64,56 +64,62 @@ t.test('open: each refusal has its code and names the path', async (t) => {
   t.equal(disk.directIo, true, 'asking for buffered I/O is no refusal');
 });
 
-t.test('open: where O_DIRECT is refused the file is buffered, and the log says so once', async (t) => {
-  const lines: [string, LogFields | undefined][] = [];
-  const log: Logger = { ...silentLogger, warn: (event, fields) => lines.push([event, fields]) };
-  const { disk, end } = await diskFixture('auto', log);
-  t.teardown(end);
-  const file = await disk.open('/proc/self/status', { writable: false });
-  const second = await disk.open('/proc/self/stat', { writable: false });
-  t.equal(file.isDirect, false);
-  t.equal(second.isDirect, false);
-  t.equal(disk.directIo, false);
-  t.same(
-    lines.map(([event, fields]) => [event, fields?.['path']]),
-    [['disk.direct.refused', '/proc/self/status']],
-  );
-  const lengthBytes = SECTOR_BYTES;
-  t.ok((await submit(disk, file, DISK_OP.read, { lengthBytes })) > 100, 'and can be read');
-});
+t.test(
+  'open: where O_DIRECT is refused the file is buffered, and the log says so once',
+  async (t) => {
+    const lines: [string, LogFields | undefined][] = [];
+    const log: Logger = { ...silentLogger, warn: (event, fields) => lines.push([event, fields]) };
+    const { disk, end } = await diskFixture('auto', log);
+    t.teardown(end);
+    const file = await disk.open('/proc/self/status', { writable: false });
+    const second = await disk.open('/proc/self/stat', { writable: false });
+    t.equal(file.isDirect, false);
+    t.equal(second.isDirect, false);
+    t.equal(disk.directIo, false);
+    t.same(
+      lines.map(([event, fields]) => [event, fields?.['path']]),
+      [['disk.direct.refused', '/proc/self/status']],
+    );
+    const lengthBytes = SECTOR_BYTES;
+    t.ok((await submit(disk, file, DISK_OP.read, { lengthBytes })) > 100, 'and can be read');
+  },
+);
 
-t.test('extents: data, holes, unwritten and delayed ranges; merged, clipped, limited', async (t) => {
-  const { disk, path, end } = await diskFixture();
-  t.teardown(end);
-  const file = await disk.open(path('a'), { writable: true, create: true });
-  t.same(await file.extents(0, MIB, 10), [], 'of an empty file');
-  await file.truncate(4 * MIB);
-  t.same(await file.extents(0, 4 * MIB, 10), [], 'of a hole');
+t.test(
+  'extents: data, holes, unwritten and delayed ranges; merged, clipped, limited',
+  async (t) => {
+    const { disk, path, end } = await diskFixture();
+    t.teardown(end);
+    const file = await disk.open(path('a'), { writable: true, create: true });
+    t.same(await file.extents(0, MIB, 10), [], 'of an empty file');
+    await file.truncate(4 * MIB);
+    t.same(await file.extents(0, 4 * MIB, 10), [], 'of a hole');
 
-  const write = (offset: number, length: number): Promise<number> =>
-    submit(disk, file, DISK_OP.write, { lengthBytes: length, fileOffsetBytes: offset });
-  await write(64 * KIB, 64 * KIB);
-  await file.allocate(128 * KIB, 64 * KIB); // unwritten, next to written data
-  await file.allocate(MIB, 64 * KIB);
-  await write(MIB + 16 * KIB, 4 * KIB); // written inside unwritten
-  const all: FileExtent[] = [
-    { beginOffset: 64 * KIB, endOffset: 192 * KIB },
-    { beginOffset: MIB, endOffset: MIB + 64 * KIB },
-  ];
-  t.same(await file.extents(0, 4 * MIB, 10), all);
-  t.same(await file.extents(0, 4 * MIB, 1), all.slice(0, 1), 'limited');
-  t.same(await file.extents(192 * KIB, 4 * MIB, 1), all.slice(1), 'continued');
-  t.same(await file.extents(100 * KIB, MIB + 4 * KIB, 10), [
-    { beginOffset: 100 * KIB, endOffset: 192 * KIB },
-    { beginOffset: MIB, endOffset: MIB + 4 * KIB },
-  ]);
-  t.same(await file.extents(MIB, MIB, 10), [], 'of an empty range');
-  t.same(await file.extents(0, MIB, 0), [], 'none asked for');
+    const write = (offset: number, length: number): Promise<number> =>
+      submit(disk, file, DISK_OP.write, { lengthBytes: length, fileOffsetBytes: offset });
+    await write(64 * KIB, 64 * KIB);
+    await file.allocate(128 * KIB, 64 * KIB); // unwritten, next to written data
+    await file.allocate(MIB, 64 * KIB);
+    await write(MIB + 16 * KIB, 4 * KIB); // written inside unwritten
+    const all: FileExtent[] = [
+      { beginOffset: 64 * KIB, endOffset: 192 * KIB },
+      { beginOffset: MIB, endOffset: MIB + 64 * KIB },
+    ];
+    t.same(await file.extents(0, 4 * MIB, 10), all);
+    t.same(await file.extents(0, 4 * MIB, 1), all.slice(0, 1), 'limited');
+    t.same(await file.extents(192 * KIB, 4 * MIB, 1), all.slice(1), 'continued');
+    t.same(await file.extents(100 * KIB, MIB + 4 * KIB, 10), [
+      { beginOffset: 100 * KIB, endOffset: 192 * KIB },
+      { beginOffset: MIB, endOffset: MIB + 4 * KIB },
+    ]);
+    t.same(await file.extents(MIB, MIB, 10), [], 'of an empty range');
+    t.same(await file.extents(0, MIB, 0), [], 'none asked for');
 
-  await appendFile(path('a'), Buffer.alloc(10_000, 1)); // in the page cache, not yet on disk
-  const [last] = await file.extents(4 * MIB, 8 * MIB, 10);
-  t.same(last, { beginOffset: 4 * MIB, endOffset: 4 * MIB + 12 * KIB }, 'delayed allocation');
-});
+    await appendFile(path('a'), Buffer.alloc(10_000, 1)); // in the page cache, not yet on disk
+    const [last] = await file.extents(4 * MIB, 8 * MIB, 10);
+    t.same(last, { beginOffset: 4 * MIB, endOffset: 4 * MIB + 12 * KIB }, 'delayed allocation');
+  },
+);
 
 t.test('extents: thousands come in one call, or in pieces', async (t) => {
   const { disk, path, end } = await diskFixture();
@@ -140,19 +146,23 @@ t.test('extents: thousands come in one call, or in pieces', async (t) => {
   t.same(pieces, expected);
 });
 
-t.test('extents: a file system without them says EXTENTS_UNSUPPORTED', {
-  skip: existsSync(SHM) ? false : `there is no ${SHM}`,
-}, async (t) => {
-  const { disk, end } = await diskFixture();
-  const directory = await mkdtemp(join(SHM, 'longhorn-'));
-  t.teardown(async () => {
-    await end();
-    await rm(directory, { recursive: true });
-  });
-  const file = await disk.open(join(directory, 'a'), { writable: true, create: true });
-  await file.truncate(MIB);
-  await t.rejects(file.extents(0, MIB, 10), { code: 'EXTENTS_UNSUPPORTED', message: /extents/ });
-});
+t.test(
+  'extents: a file system without them says EXTENTS_UNSUPPORTED',
+  {
+    skip: existsSync(SHM) ? false : `there is no ${SHM}`,
+  },
+  async (t) => {
+    const { disk, end } = await diskFixture();
+    const directory = await mkdtemp(join(SHM, 'longhorn-'));
+    t.teardown(async () => {
+      await end();
+      await rm(directory, { recursive: true });
+    });
+    const file = await disk.open(join(directory, 'a'), { writable: true, create: true });
+    await file.truncate(MIB);
+    await t.rejects(file.extents(0, MIB, 10), { code: 'EXTENTS_UNSUPPORTED', message: /extents/ });
+  },
+);
 
 t.test('sizes, space and times of an open file', async (t) => {
   const { disk, path, end } = await diskFixture();
@@ -288,7 +298,10 @@ t.test('the addon refuses arguments of the wrong kind with a TypeError', (t) => 
   t.throws(() => files.open(wrong as unknown as string, 0, 0, true), TypeError);
   t.throws(() => new addon.DiskQueue(new ArrayBuffer(4096), files, 'auto', done), TypeError);
   t.throws(() => new addon.DiskQueue(slab, {} as typeof files, 'auto', done), TypeError);
-  t.throws(() => new addon.DiskQueue(slab, files, 'auto', wrong as unknown as () => void), TypeError);
+  t.throws(
+    () => new addon.DiskQueue(slab, files, 'auto', wrong as unknown as () => void),
+    TypeError,
+  );
   t.throws(() => new addon.DiskQueue(slab, files, 'best' as 'auto', done), /disk backend 'best'/);
   t.end();
 });

@@ -63,7 +63,9 @@ function runNode(args: string[], limits = ''): Promise<Ended> {
   });
 }
 
-async function temporaryDirectory(t: { teardown(end: () => Promise<void>): void }): Promise<string> {
+async function temporaryDirectory(t: {
+  teardown(end: () => Promise<void>): void;
+}): Promise<string> {
   const directory = await mkdtemp(join(tmpdir(), 'longhorn-life-'));
   t.teardown(() => rm(directory, { recursive: true, force: true }));
   return directory;
@@ -118,27 +120,35 @@ for (const backend of BACKENDS) {
     }
   });
 
-  t.test(`${backend}: a worker thread may end at any stage and leaves nothing`, { skip }, async (t) => {
-    const directory = await temporaryDirectory(t);
-    await runWorker('load', 'wait', backend, directory);
-    const descriptorsBefore = descriptorCount();
-    const bytesBefore = virtualBytes();
-    for (const stage of STAGES) {
-      t.equal(await runWorker(stage, 'return', backend, directory), 0, `${stage}: by itself`);
-      t.equal(await runWorker(stage, 'exit', backend, directory), EXIT_CODE, `${stage}: exit`);
-      t.equal(await runWorker(stage, 'wait', backend, directory), 1, `${stage}: terminated`);
-    }
-    t.ok(descriptorCount() <= descriptorsBefore, 'no descriptor is left');
-    // Dozens of slabs have come and gone; a few thread arenas may stay.
-    t.ok(virtualBytes() - bytesBefore < 8 * SLAB_BYTES, 'no slab is left');
-  });
+  t.test(
+    `${backend}: a worker thread may end at any stage and leaves nothing`,
+    { skip },
+    async (t) => {
+      const directory = await temporaryDirectory(t);
+      await runWorker('load', 'wait', backend, directory);
+      const descriptorsBefore = descriptorCount();
+      const bytesBefore = virtualBytes();
+      for (const stage of STAGES) {
+        t.equal(await runWorker(stage, 'return', backend, directory), 0, `${stage}: by itself`);
+        t.equal(await runWorker(stage, 'exit', backend, directory), EXIT_CODE, `${stage}: exit`);
+        t.equal(await runWorker(stage, 'wait', backend, directory), 1, `${stage}: terminated`);
+      }
+      t.ok(descriptorCount() <= descriptorsBefore, 'no descriptor is left');
+      // Dozens of slabs have come and gone; a few thread arenas may stay.
+      t.ok(virtualBytes() - bytesBefore < 8 * SLAB_BYTES, 'no slab is left');
+    },
+  );
 
-  t.test(`${backend}: an exception in complete() is reported and loses no completion`, { skip }, async (t) => {
-    const directory = await temporaryDirectory(t);
-    const { code, stdout, stderr } = await runStage('load', 'throw', backend, directory);
-    t.equal(code, 0, stderr);
-    t.same(JSON.parse(stdout), { caught: 10, finished: 100, pending: 0 });
-  });
+  t.test(
+    `${backend}: an exception in complete() is reported and loses no completion`,
+    { skip },
+    async (t) => {
+      const directory = await temporaryDirectory(t);
+      const { code, stdout, stderr } = await runStage('load', 'throw', backend, directory);
+      t.equal(code, 0, stderr);
+      t.same(JSON.parse(stdout), { caught: 10, finished: 100, pending: 0 });
+    },
+  );
 }
 
 t.test('without a descriptor for a ring, auto takes threads and io_uring says why', async (t) => {
@@ -152,16 +162,19 @@ t.test('without a descriptor for a ring, auto takes threads and io_uring says wh
   });
 });
 
-t.test('an exception in complete() that nobody handles ends the process, not silently', async (t) => {
-  const directory = await temporaryDirectory(t);
-  const script = `
+t.test(
+  'an exception in complete() that nobody handles ends the process, not silently',
+  async (t) => {
+    const directory = await temporaryDirectory(t);
+    const script = `
     import { createNativeDisk } from ${JSON.stringify(new URL('../../src/disk/native-disk.js', import.meta.url).href)};
     import { silentLogger } from ${JSON.stringify(new URL('../../src/core/log.js', import.meta.url).href)};
     const disk = createNativeDisk({ log: silentLogger });
     const file = await disk.open(${JSON.stringify(join(directory, 'a'))}, { writable: true, create: true });
     disk.queue.submit({ op: 2, file, bufferOffset: 0, lengthBytes: 0, fileOffsetBytes: 0,
       complete() { throw new Error('a bug in complete'); } });`;
-  const { code, stderr } = await runNode(['--input-type=module', '-e', script]);
-  t.equal(code, 1);
-  t.match(stderr, /a bug in complete/);
-});
+    const { code, stderr } = await runNode(['--input-type=module', '-e', script]);
+    t.equal(code, 1);
+    t.match(stderr, /a bug in complete/);
+  },
+);

@@ -32,7 +32,11 @@ export type Stage =
 /** How it ends: by itself, by process.exit at the stage, or left to be terminated. */
 export type End = 'return' | 'exit' | 'wait' | 'throw' | 'fallback';
 
-function requests(count: number, file: DiskFile, complete: (this: DiskRequest) => void): DiskRequest[] {
+function requests(
+  count: number,
+  file: DiskFile,
+  complete: (this: DiskRequest) => void,
+): DiskRequest[] {
   return Array.from({ length: count }, (_, i) => ({
     op: i % 2 === 0 ? DISK_OP.write : DISK_OP.read,
     file,
