@@ -1,6 +1,7 @@
 // An NBD server without a socket: a memory device behind a memory connection, and a client that
 // speaks bytes.
 
+import type { Test } from 'tap';
 import type { StorageError } from '../../src/core/errors.js';
 import type { Slab } from '../../src/core/slab.js';
 import type { NbdExports } from '../../src/frontend/nbd/export.js';
@@ -119,4 +120,31 @@ export class TestClient {
     if (replies.length !== 1 || reply === undefined) throw new Error(`${replies.length} replies`);
     return reply;
   }
+}
+
+/** NBD error values, from proto.md. */
+export const ERRNO = {
+  EPERM: 1,
+  EIO: 5,
+  EINVAL: 22,
+  ENOSPC: 28,
+  EOVERFLOW: 75,
+  ENOTSUP: 95,
+  ESHUTDOWN: 108,
+};
+
+/** Bytes that differ between seeds and within a sector. */
+export function pattern(length: number, seed = 1): Buffer {
+  const bytes = Buffer.alloc(length);
+  for (let i = 0; i < length; i++) bytes[i] = (i * 31 + seed * 17 + (i >> 8)) & 0xff;
+  return bytes;
+}
+
+/** Ends the clients and checks that every buffer came back. */
+export function checkClean(t: Test, world: World, ...clients: TestClient[]): void {
+  for (const client of clients) {
+    client.connection.vanish();
+    t.not(client.ended, undefined, 'the connection ended');
+  }
+  t.equal(world.buffersInUse(), 0, 'no buffer leaked');
 }
