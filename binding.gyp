@@ -17,6 +17,7 @@
         "native/data_socket.cc",
         "native/socket_address.cc",
         "native/socket_hub.cc",
+        "native/socket_listen.cc",
         "native/memory_trim.cc"
       ],
       "include_dirs": ["<!(node -p \"require('node-addon-api').include_dir\")"],

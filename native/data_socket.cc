@@ -137,18 +137,17 @@ bool ReadOptions(const Napi::CallbackInfo& info, SocketHubOptions* options) {
 }  // namespace
 
 Napi::Function SocketSet::Define(Napi::Env env) {
-  return DefineClass(env, "SocketSet",
-                     {InstanceMethod<&SocketSet::ConnectTcp>("connectTcp"),
-                      InstanceMethod<&SocketSet::ConnectUnix>("connectUnix"),
-                      InstanceMethod<&SocketSet::ListenTcp>("listenTcp"),
-                      InstanceMethod<&SocketSet::ListenUnix>("listenUnix"),
-                      InstanceMethod<&SocketSet::ListenerPort>("listenerPort"),
-                      InstanceMethod<&SocketSet::CloseListener>("closeListener"),
-                      InstanceMethod<&SocketSet::Attach>("attach"),
-                      InstanceMethod<&SocketSet::Start>("start"),
-                      InstanceMethod<&SocketSet::Resume>("resume"),
-                      InstanceMethod<&SocketSet::Close>("close"),
-                      InstanceMethod<&SocketSet::Shutdown>("shutdown")});
+  return DefineClass(
+      env, "SocketSet",
+      {InstanceMethod<&SocketSet::ConnectTcp>("connectTcp"),
+       InstanceMethod<&SocketSet::ConnectUnix>("connectUnix"),
+       InstanceMethod<&SocketSet::ListenTcp>("listenTcp"),
+       InstanceMethod<&SocketSet::ListenUnix>("listenUnix"),
+       InstanceMethod<&SocketSet::ListenerPort>("listenerPort"),
+       InstanceMethod<&SocketSet::CloseListener>("closeListener"),
+       InstanceMethod<&SocketSet::Attach>("attach"), InstanceMethod<&SocketSet::Start>("start"),
+       InstanceMethod<&SocketSet::Resume>("resume"), InstanceMethod<&SocketSet::Close>("close"),
+       InstanceMethod<&SocketSet::Shutdown>("shutdown")});
 }
 
 SocketSet::SocketSet(const Napi::CallbackInfo& info) : Napi::ObjectWrap<SocketSet>(info) {
@@ -158,8 +157,8 @@ SocketSet::SocketSet(const Napi::CallbackInfo& info) : Napi::ObjectWrap<SocketSe
     Napi::TypeError::New(env, "bad memory, list offset or sizes").ThrowAsJavaScriptException();
     return;
   }
-  auto events = std::make_unique<JsSocketEvents>(info[4].As<Napi::Object>(),
-                                                 info[0].As<Napi::ArrayBuffer>());
+  auto events =
+      std::make_unique<JsSocketEvents>(info[4].As<Napi::Object>(), info[0].As<Napi::ArrayBuffer>());
   if (!events->IsComplete() || napi_get_uv_event_loop(env, &options.loop) != napi_ok) {
     Napi::TypeError::New(env, "the events object lacks a method").ThrowAsJavaScriptException();
     return;

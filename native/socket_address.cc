@@ -103,7 +103,8 @@ int StartListen(const SocketAddress& address, int buffer_bytes, UniqueFd* socket
   if (int rc = OpenStream(address.family(), buffer_bytes, &fd); rc != 0) return rc;
   const bool is_unix = address.family() == AF_UNIX;
   if (is_unix) {
-    // Before bind(), the mode of the socket is the mode its file will get: no moment is open to all.
+    // Before bind(), the mode of the socket is the mode its file will get: no moment is open to
+    // all.
     if (::fchmod(fd.get(), 0600) != 0) return -errno;
   } else {
     SetOption(fd.get(), SOL_SOCKET, SO_REUSEADDR, 1);
@@ -166,8 +167,8 @@ UnixSocketFile::UnixSocketFile(std::string path) : path_(std::move(path)) {
 void UnixSocketFile::Remove() {
   if (path_.empty()) return;
   struct stat status;
-  const bool is_ours = ::lstat(path_.c_str(), &status) == 0 && status.st_dev == device_ &&
-                       status.st_ino == inode_;
+  const bool is_ours =
+      ::lstat(path_.c_str(), &status) == 0 && status.st_dev == device_ && status.st_ino == inode_;
   // Another process may have taken the path over since; its socket must stay.
   if (is_ours) ::unlink(path_.c_str());
   path_.clear();

@@ -7,6 +7,8 @@
 #include <cstring>
 #include <utility>
 
+#include "socket_hub_sockets.h"
+
 namespace longhorn {
 
 namespace {
@@ -18,8 +20,6 @@ constexpr int kReadsPerTurnMax = 4;
 constexpr size_t kBeyondTargetBytesMax = 16 * 1024;
 // JavaScript may queue more while it learns what was sent; after this the loop polls in between.
 constexpr int kFlushRoundsMax = 8;
-constexpr int kAcceptsPerTurnMax = 16;
-constexpr uint64_t kAcceptRetryMs = 100;
 
 int SocketError(int fd) {
   int error = 0;
@@ -41,45 +41,6 @@ size_t TotalBytes(const iovec* vectors, int count) {
 
 }  // namespace
 
-struct SocketHub::Connection {
-  uv_poll_t poll;
-  SocketHub* hub;
-  UniqueFd fd;
-  int id;
-  ConnectionBlock* block = nullptr;
-  /** Bytes of the first unsent segment that were sent already. */
-  size_t partial_bytes = 0;
-  /** Events the loop polls for now. */
-  int polled_events = 0;
-  bool is_connecting = false;
-  bool is_started = false;
-  bool is_released = false;
-  /** The kernel took no more; waits for UV_WRITABLE. */
-  bool is_output_blocked = false;
-  /** Our half was shut down after the last byte. */
-  bool is_output_ended = false;
-  /** The peer sends no more; while paused, unread bytes may be left. */
-  bool is_input_ended = false;
-  /** Paused, and the peer is gone for good: polling would report it without end. */
-  bool is_hung_up = false;
-
-  bool ReadsInput() const {
-    if (!is_started) return false;
-    return block->is_ending ? !is_input_ended : !block->is_paused;
-  }
-};
-
-struct SocketHub::Listener {
-  uv_poll_t poll;
-  SocketHub* hub;
-  UniqueFd fd;
-  int id;
-  int family = 0;
-  UnixSocketFile file;
-  bool is_closed = false;
-  bool is_suspended = false;
-};
-
 SocketHub::SocketHub(const SocketHubOptions& options, std::unique_ptr<SocketEvents> events)
     : options_(options),
       events_(std::move(events)),
@@ -88,9 +49,8 @@ SocketHub::SocketHub(const SocketHubOptions& options, std::unique_ptr<SocketEven
   for (int id = options.sockets_max - 1; id >= 0; --id) free_ids_.push_back(id);
   uv_prepare_init(options.loop, &flush_hook_);
   flush_hook_.data = this;
-  uv_prepare_start(&flush_hook_, [](uv_prepare_t* hook) {
-    static_cast<SocketHub*>(hook->data)->FlushDirty();
-  });
+  uv_prepare_start(&flush_hook_,
+                   [](uv_prepare_t* hook) { static_cast<SocketHub*>(hook->data)->FlushDirty(); });
   // Connections keep the loop alive, the hook alone must not.
   uv_unref(reinterpret_cast<uv_handle_t*>(&flush_hook_));
   uv_timer_init(options.loop, &accept_timer_);
@@ -170,18 +130,6 @@ void SocketHub::Close(int id) {
   if (Connection* connection = Find(id)) Release(connection);
 }
 
-template <typename Owner>
-void SocketHub::CloseHandle(std::unique_ptr<Owner> owner) {
-  auto* handle = reinterpret_cast<uv_handle_t*>(&owner->poll);
-  uv_poll_stop(&owner->poll);
-  owner->fd.Reset();
-  (void)owner.release();  // until the loop has let go of the handle
-  uv_close(handle, [](uv_handle_t* closed) {
-    const std::unique_ptr<Owner> last(static_cast<Owner*>(closed->data));
-    last->hub->HandleClosed();
-  });
-}
-
 void SocketHub::Release(Connection* connection) {
   connection->is_released = true;
   free_ids_.push_back(connection->id);
@@ -203,9 +151,8 @@ void SocketHub::Shutdown() {
   for (size_t id = 0; id < listeners_.size(); ++id) CloseListener(static_cast<int>(id));
   for (auto* handle : {reinterpret_cast<uv_handle_t*>(&flush_hook_),
                        reinterpret_cast<uv_handle_t*>(&accept_timer_)}) {
-    uv_close(handle, [](uv_handle_t* closed) {
-      static_cast<SocketHub*>(closed->data)->HandleClosed();
-    });
+    uv_close(handle,
+             [](uv_handle_t* closed) { static_cast<SocketHub*>(closed->data)->HandleClosed(); });
   }
 }
 
@@ -326,8 +273,7 @@ void SocketHub::ReadInput(Connection* connection) {
 void SocketHub::DiscardInput(Connection* connection) {
   // The peer must be able to finish sending, or it would never read our last bytes.
   std::array<uint8_t, 64 * 1024> waste;
-  const ssize_t received =
-      ::recv(connection->fd.get(), waste.data(), waste.size(), MSG_DONTWAIT);
+  const ssize_t received = ::recv(connection->fd.get(), waste.data(), waste.size(), MSG_DONTWAIT);
   if (received > 0 || (received < 0 && (WouldBlock(errno) || errno == EINTR))) return;
   if (received < 0 || connection->is_output_ended) {
     Fail(connection, connection->is_output_ended ? 0 : errno);
@@ -474,96 +420,6 @@ void SocketHub::EndIfFlushed(Connection* connection) {
 void SocketHub::NoteSent(int id) {
   if (lists_->sent_count < options_.sockets_max) {
     lists_->ids[options_.sockets_max + lists_->sent_count++] = id;
-  }
-}
-
-// Listening
-
-int SocketHub::Listen(const SocketAddress& address, const std::string& unix_path) {
-  if (is_shut_down_) return -ECANCELED;
-  auto listener = std::make_unique<Listener>();
-  if (int rc = StartListen(address, options_.buffer_bytes, &listener->fd); rc != 0) return rc;
-  if (address.family() == AF_UNIX) listener->file = UnixSocketFile(unix_path);
-  if (int rc = uv_poll_init(options_.loop, &listener->poll, listener->fd.get()); rc != 0) {
-    listener->file.Remove();
-    return rc;
-  }
-  open_handles_++;
-  listener->poll.data = listener.get();
-  listener->hub = this;
-  listener->family = address.family();
-  const auto free_slot = std::find(listeners_.begin(), listeners_.end(), nullptr);
-  listener->id = static_cast<int>(free_slot - listeners_.begin());
-  if (free_slot == listeners_.end()) listeners_.emplace_back();
-  const int id = listener->id;
-  listeners_[id] = std::move(listener);
-  PollListener(listeners_[id].get());
-  return id;
-}
-
-void SocketHub::PollListener(Listener* listener) {
-  uv_poll_start(&listener->poll, UV_READABLE, [](uv_poll_t* poll, int, int) {
-    auto* polled = static_cast<Listener*>(poll->data);
-    polled->hub->OnAccept(polled);
-  });
-}
-
-int SocketHub::ListenerPort(int listener_id) const {
-  const bool exists = listener_id >= 0 && listener_id < static_cast<int>(listeners_.size()) &&
-                      listeners_[listener_id] != nullptr;
-  return exists ? LocalPort(listeners_[listener_id]->fd.get()) : 0;
-}
-
-void SocketHub::CloseListener(int listener_id) {
-  if (listener_id < 0 || listener_id >= static_cast<int>(listeners_.size())) return;
-  std::unique_ptr<Listener>& listener = listeners_[listener_id];
-  if (listener == nullptr) return;
-  listener->is_closed = true;
-  listener->file.Remove();
-  CloseHandle(std::move(listener));
-}
-
-void SocketHub::OnAccept(Listener* listener) {
-  for (int accepts = 0; accepts < kAcceptsPerTurnMax && !listener->is_closed; ++accepts) {
-    if (!AcceptOne(listener)) return;
-  }
-}
-
-bool SocketHub::AcceptOne(Listener* listener) {
-  SocketAddress peer;
-  peer.length = sizeof(peer.storage);
-  auto* name = reinterpret_cast<sockaddr*>(&peer.storage);
-  UniqueFd fd(
-      ::accept4(listener->fd.get(), name, &peer.length, SOCK_CLOEXEC | SOCK_NONBLOCK));
-  if (!fd.valid()) {
-    if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
-      SuspendAccepting(listener);
-      return false;
-    }
-    return errno == EINTR || errno == ECONNABORTED;
-  }
-  SetStreamOptions(fd.get(), listener->family, options_.buffer_bytes);
-  const int id = Add(std::move(fd), false);
-  // Beyond the limit the socket is closed by now; the peer sees an orderly end.
-  if (id >= 0) events_->Accepted(listener->id, id, DescribePeer(peer));
-  return true;
-}
-
-void SocketHub::SuspendAccepting(Listener* listener) {
-  // Out of descriptors: the waiting peer keeps the listener readable, polling on would spin.
-  listener->is_suspended = true;
-  uv_poll_stop(&listener->poll);
-  uv_timer_start(
-      &accept_timer_,
-      [](uv_timer_t* timer) { static_cast<SocketHub*>(timer->data)->ResumeAccepting(); },
-      kAcceptRetryMs, 0);
-}
-
-void SocketHub::ResumeAccepting() {
-  for (auto& listener : listeners_) {
-    if (listener == nullptr || !listener->is_suspended) continue;
-    listener->is_suspended = false;
-    PollListener(listener.get());
   }
 }
 

@@ -37,7 +37,7 @@ struct ConnectionBlock {
   int32_t target_begin;  // where the next target_bytes go instead
   int32_t target_bytes;
   int32_t is_paused;
-  int32_t is_ending;  // send what is queued, then close
+  int32_t is_ending;      // send what is queued, then close
   uint32_t sent_count;    // segments handed to the kernel, ever; written here
   uint32_t queued_count;  // segments queued, ever
   int32_t is_dirty;       // listed in SocketLists::dirty
