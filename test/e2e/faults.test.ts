@@ -13,7 +13,11 @@ const skip = fioRefusal();
 const MIB = 1024 * 1024;
 const WRITE_AND_VERIFY = ['--verify=crc32c', '--verify_fatal=1', '--randseed=7'];
 
-async function start(t: Test, replicas: number, options: Partial<StackOptions> = {}): Promise<ProcessStack> {
+async function start(
+  t: Test,
+  replicas: number,
+  options: Partial<StackOptions> = {},
+): Promise<ProcessStack> {
   t.setTimeout(90_000);
   const stack = await ProcessStack.create({
     size: '64m',
@@ -43,86 +47,102 @@ async function lost(stack: ProcessStack, slot: ReplicaSlot): Promise<string> {
   return lines()[0] ?? '';
 }
 
-t.test('a writer sees no error while replicas are killed, stopped and ended', { skip }, async (t) => {
-  const stack = await start(t, 4);
-  const [killed, stopped, ended, last] = stack.replicas as [
-    ReplicaSlot,
-    ReplicaSlot,
-    ReplicaSlot,
-    ReplicaSlot,
-  ];
-  const flags = ['--rw=randwrite', '--bs=4k', ...WRITE_AND_VERIFY];
-  const fio = startFio(stack.nbdUri, stack.directory, [...flags, '--rate_iops=4000']);
+t.test(
+  'a writer sees no error while replicas are killed, stopped and ended',
+  { skip },
+  async (t) => {
+    const stack = await start(t, 4);
+    const [killed, stopped, ended, last] = stack.replicas as [
+      ReplicaSlot,
+      ReplicaSlot,
+      ReplicaSlot,
+      ReplicaSlot,
+    ];
+    const flags = ['--rw=randwrite', '--bs=4k', ...WRITE_AND_VERIFY];
+    const fio = startFio(stack.nbdUri, stack.directory, [...flags, '--rate_iops=4000']);
 
-  await allocatedAtLeast(killed, 4 * MIB);
-  await killed.daemon?.end('SIGKILL');
-  t.match(await lost(stack, killed), /CONNECTION_LOST/, 'a killed replica is lost at once');
+    await allocatedAtLeast(killed, 4 * MIB);
+    await killed.daemon?.end('SIGKILL');
+    t.match(await lost(stack, killed), /CONNECTION_LOST/, 'a killed replica is lost at once');
 
-  await allocatedAtLeast(last, 12 * MIB);
-  stopped.daemon?.kill('SIGSTOP');
-  t.match(await lost(stack, stopped), /TIMEOUT/, 'a silent one after the time-out');
-  stopped.daemon?.kill('SIGCONT');
+    await allocatedAtLeast(last, 12 * MIB);
+    stopped.daemon?.kill('SIGSTOP');
+    t.match(await lost(stack, stopped), /TIMEOUT/, 'a silent one after the time-out');
+    stopped.daemon?.kill('SIGCONT');
 
-  await allocatedAtLeast(last, 24 * MIB);
-  const ending = await ended.daemon?.end('SIGTERM');
-  t.match(ending, { code: 0 }, 'a replica that is asked to end does so under load');
-  await lost(stack, ended);
+    await allocatedAtLeast(last, 24 * MIB);
+    const ending = await ended.daemon?.end('SIGTERM');
+    t.match(ending, { code: 0 }, 'a replica that is asked to end does so under load');
+    await lost(stack, ended);
 
-  passed(t, await fio.finished, 'everything written was read back');
-  await waitUntil('the engine closed the replica that went on', async () => {
-    return (await replicaState(stopped)).state === 'closed';
-  });
-  t.match(await stack.engine?.end(), { code: 0 }, 'the engine ends cleanly');
-  t.strictSame(await replicaState(last), { state: 'closed', dirty: false });
+    passed(t, await fio.finished, 'everything written was read back');
+    await waitUntil('the engine closed the replica that went on', async () => {
+      return (await replicaState(stopped)).state === 'closed';
+    });
+    t.match(await stack.engine?.end(), { code: 0 }, 'the engine ends cleanly');
+    t.strictSame(await replicaState(last), { state: 'closed', dirty: false });
 
-  await stack.startEngine([last]);
-  const again = await runFio(stack.nbdUri, stack.directory, [...flags, '--verify_only']);
-  passed(t, again, 'the last replica has it all after a new start');
-});
+    await stack.startEngine([last]);
+    const again = await runFio(stack.nbdUri, stack.directory, [...flags, '--verify_only']);
+    passed(t, again, 'the last replica has it all after a new start');
+  },
+);
 
-t.test('after its engine was killed, a replica serves a new one when it was started again', { skip }, async (t) => {
-  const stack = await start(t, 2);
-  const first = ['--rw=randwrite', '--bs=4k', '--size=16m', ...WRITE_AND_VERIFY];
-  passed(t, await runFio(stack.nbdUri, stack.directory, first), 'the first half is written');
-  const second = ['--rw=randwrite', '--bs=4k', '--offset=32m', '--size=32m', '--rate_iops=2000'];
-  const fio = startFio(stack.nbdUri, stack.directory, second);
-  await allocatedAtLeast(stack.replicas[0] as ReplicaSlot, 20 * MIB);
-  await stack.engine?.end('SIGKILL');
-  fio.kill();
-  await fio.finished;
+t.test(
+  'after its engine was killed, a replica serves a new one when it was started again',
+  { skip },
+  async (t) => {
+    const stack = await start(t, 2);
+    const first = ['--rw=randwrite', '--bs=4k', '--size=16m', ...WRITE_AND_VERIFY];
+    passed(t, await runFio(stack.nbdUri, stack.directory, first), 'the first half is written');
+    const second = ['--rw=randwrite', '--bs=4k', '--offset=32m', '--size=32m', '--rate_iops=2000'];
+    const fio = startFio(stack.nbdUri, stack.directory, second);
+    await allocatedAtLeast(stack.replicas[0] as ReplicaSlot, 20 * MIB);
+    await stack.engine?.end('SIGKILL');
+    fio.kill();
+    await fio.finished;
 
-  const refused = stack.launchEngine();
-  t.match(await refused.ended, { code: 61 }, 'replicas still open for the old engine are refused');
-  t.match(refused.text(), /replica must be closed, cannot add in state: (open|dirty)/);
+    const refused = stack.launchEngine();
+    t.match(
+      await refused.ended,
+      { code: 61 },
+      'replicas still open for the old engine are refused',
+    );
+    t.match(refused.text(), /replica must be closed, cannot add in state: (open|dirty)/);
 
-  for (const slot of stack.replicas) {
-    t.match(await slot.daemon?.end(), { code: 0 });
+    for (const slot of stack.replicas) {
+      t.match(await slot.daemon?.end(), { code: 0 });
+      await stack.startReplica(slot);
+      t.strictSame(await replicaState(slot), { state: 'closed', dirty: false });
+    }
+    await stack.startEngine();
+    const verify = [...first, '--verify_only'];
+    passed(t, await runFio(stack.nbdUri, stack.directory, verify), 'nothing acknowledged is lost');
+  },
+);
+
+t.test(
+  'a killed replica comes back dirty with everything that was acknowledged',
+  { skip },
+  async (t) => {
+    const stack = await start(t, 1);
+    const [slot] = stack.replicas as [ReplicaSlot];
+    const flags = ['--rw=randwrite', '--bs=4k', '--size=16m', ...WRITE_AND_VERIFY];
+    passed(t, await runFio(stack.nbdUri, stack.directory, flags), 'written');
+    await slot.daemon?.end('SIGKILL');
+    await lost(stack, slot);
+    const read = ['--rw=read', '--bs=4k', '--size=4k', '--iodepth=1'];
+    const failed = await runFio(stack.nbdUri, stack.directory, read);
+    t.not(failed.code, 0, 'a volume without replicas answers with an error');
+    t.match(failed.output, /Input\/output error/);
+    t.match(await stack.engine?.end(), { code: 0 });
     await stack.startReplica(slot);
-    t.strictSame(await replicaState(slot), { state: 'closed', dirty: false });
-  }
-  await stack.startEngine();
-  const verify = [...first, '--verify_only'];
-  passed(t, await runFio(stack.nbdUri, stack.directory, verify), 'nothing acknowledged is lost');
-});
-
-t.test('a killed replica comes back dirty with everything that was acknowledged', { skip }, async (t) => {
-  const stack = await start(t, 1);
-  const [slot] = stack.replicas as [ReplicaSlot];
-  const flags = ['--rw=randwrite', '--bs=4k', '--size=16m', ...WRITE_AND_VERIFY];
-  passed(t, await runFio(stack.nbdUri, stack.directory, flags), 'written');
-  await slot.daemon?.end('SIGKILL');
-  await lost(stack, slot);
-  const read = ['--rw=read', '--bs=4k', '--size=4k', '--iodepth=1'];
-  const failed = await runFio(stack.nbdUri, stack.directory, read);
-  t.not(failed.code, 0, 'a volume without replicas answers with an error');
-  t.match(failed.output, /Input\/output error/);
-  t.match(await stack.engine?.end(), { code: 0 });
-  await stack.startReplica(slot);
-  t.strictSame(await replicaState(slot), { state: 'closed', dirty: true });
-  await stack.startEngine();
-  const verify = [...flags, '--verify_only'];
-  passed(t, await runFio(stack.nbdUri, stack.directory, verify), 'and serves again');
-});
+    t.strictSame(await replicaState(slot), { state: 'closed', dirty: true });
+    await stack.startEngine();
+    const verify = [...flags, '--verify_only'];
+    passed(t, await runFio(stack.nbdUri, stack.directory, verify), 'and serves again');
+  },
+);
 
 t.test('writers of overlapping ranges leave equal replicas', { skip }, async (t) => {
   const stack = await start(t, 3);

@@ -23,7 +23,10 @@ import { startFrameServer } from '../../src/frame-server/server.js';
 import { DataClient } from '../../src/replica-client/data-client.js';
 import { reserveZeroRegion, type ZeroRegion } from '../../src/replica-client/zeroes-as-data.js';
 import type { Connection } from '../../src/transport/connection.js';
-import { createNativeTransport, nativeTransportBytes } from '../../src/transport/native-transport.js';
+import {
+  createNativeTransport,
+  nativeTransportBytes,
+} from '../../src/transport/native-transport.js';
 import { ALL_CAPABILITIES } from '../../src/wire/replica/constants.js';
 import { type Frame, frame, parseFrames, TYPE } from '../support/frame-client.js';
 import { ManualClock } from '../support/manual-clock.js';
@@ -386,7 +389,10 @@ t.test('a replica without extensions never sees one', async (t) => {
   }
   await Promise.all(pending);
   t.ok(types.every((type) => type < EXTENSION_FIRST));
-  t.strictSame(zeroes.map(({ byteLength }) => byteLength), [MIB, MIB, 4096]);
+  t.strictSame(
+    zeroes.map(({ byteLength }) => byteLength),
+    [MIB, MIB, 4096],
+  );
   t.ok(zeroes.every((data) => data.every((byte) => byte === 0)));
   rig.client.disconnect();
 });

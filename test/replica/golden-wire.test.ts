@@ -15,7 +15,10 @@ import { MIB, SECTOR_BYTES } from '../../src/core/units.js';
 import { createSlab } from '../../src/disk/native-disk.js';
 import { Engine } from '../../src/engine/engine.js';
 import { startSocketFrontend } from '../../src/frontend/socket/server.js';
-import { createNativeTransport, nativeTransportBytes } from '../../src/transport/native-transport.js';
+import {
+  createNativeTransport,
+  nativeTransportBytes,
+} from '../../src/transport/native-transport.js';
 import { FIXTURES_MISSING, fixturesDir } from '../support/fixtures.js';
 import { FrameClient, frame, TYPE } from '../support/frame-client.js';
 import { MemoryReplica, memoryConnector } from '../support/memory-replica.js';
@@ -39,7 +42,12 @@ interface Recording {
   readonly c2s: string;
   readonly s2c: string;
   readonly messages: readonly Message[];
-  readonly 'chunks[tSeconds,dir,offset,length]'?: readonly (readonly [number, string, number, number])[];
+  readonly 'chunks[tSeconds,dir,offset,length]'?: readonly (readonly [
+    number,
+    string,
+    number,
+    number,
+  ])[];
 }
 
 /** One message with its bytes and the connection it belongs to. */
@@ -218,20 +226,24 @@ t.test('a closed replica answers as Longhorn does', { skip }, async (t) => {
   await replay(t, steps, { clients: [client] });
 });
 
-t.test('a replica that is closed and stopped ends its connections as Longhorn does', { skip }, async (t) => {
-  const steps = stepsOf(load('replica-process-stop')[0] as Recording);
-  const served = await serve(t, steps);
-  const client = await connect(t, served.socketPath);
-  await replay(t, steps, {
-    clients: [client],
-    before: async (step) => {
-      if (step.note?.includes('ReplicaClose') === true) await served.replica.close();
-    },
-  });
-  await served.server.close();
-  await client.ended;
-  t.equal(client.frames.length, answersIn(steps), 'nothing but answers was sent');
-});
+t.test(
+  'a replica that is closed and stopped ends its connections as Longhorn does',
+  { skip },
+  async (t) => {
+    const steps = stepsOf(load('replica-process-stop')[0] as Recording);
+    const served = await serve(t, steps);
+    const client = await connect(t, served.socketPath);
+    await replay(t, steps, {
+      clients: [client],
+      before: async (step) => {
+        if (step.note?.includes('ReplicaClose') === true) await served.replica.close();
+      },
+    });
+    await served.server.close();
+    await client.ended;
+    t.equal(client.frames.length, answersIn(steps), 'nothing but answers was sent');
+  },
+);
 
 t.test('a wrong magic ends the connection without an answer', { skip }, async (t) => {
   const steps = stepsOf(load('replica-wrong-magic')[0] as Recording);
@@ -247,41 +259,58 @@ t.test('a wrong magic ends the connection without an answer', { skip }, async (t
   t.equal(ping.type, TYPE.response, 'other connections live on');
 });
 
-t.test('a write past the end, which crashes Longhorn, is refused and changes nothing', { skip }, async (t) => {
-  for (const name of ['write-beyond-end', 'write-straddle-end']) {
-    const steps = stepsOf(load(`replica-${name}`)[0] as Recording);
-    const served = await serve(t, steps);
-    const client = await connect(t, served.socketPath);
-    await replay(t, steps, { clients: [client] });
-    const refused = await client.answer(2);
-    t.equal(refused.type, TYPE.error, name);
-    t.equal(refused.data.toString(), 'unexpected EOF', 'with the text of other ranges past the end');
-    const ping = await client.request({ seq: 3, type: TYPE.ping });
-    t.equal(ping.type, TYPE.response, 'the replica lives');
-    const end = { seq: 4, type: TYPE.read, offset: VOLUME_BYTES - SECTOR_BYTES, size: SECTOR_BYTES };
-    const last = await client.request(end);
-    t.ok(last.data.equals(Buffer.alloc(SECTOR_BYTES)), 'the last sector is as it was');
-  }
-});
+t.test(
+  'a write past the end, which crashes Longhorn, is refused and changes nothing',
+  { skip },
+  async (t) => {
+    for (const name of ['write-beyond-end', 'write-straddle-end']) {
+      const steps = stepsOf(load(`replica-${name}`)[0] as Recording);
+      const served = await serve(t, steps);
+      const client = await connect(t, served.socketPath);
+      await replay(t, steps, { clients: [client] });
+      const refused = await client.answer(2);
+      t.equal(refused.type, TYPE.error, name);
+      t.equal(
+        refused.data.toString(),
+        'unexpected EOF',
+        'with the text of other ranges past the end',
+      );
+      const ping = await client.request({ seq: 3, type: TYPE.ping });
+      t.equal(ping.type, TYPE.response, 'the replica lives');
+      const end = {
+        seq: 4,
+        type: TYPE.read,
+        offset: VOLUME_BYTES - SECTOR_BYTES,
+        size: SECTOR_BYTES,
+      };
+      const last = await client.request(end);
+      t.ok(last.data.equals(Buffer.alloc(SECTOR_BYTES)), 'the last sector is as it was');
+    }
+  },
+);
 
-t.test('what a Longhorn controller sends over two connections is answered alike', { skip }, async (t) => {
-  const steps = interleavedSteps(load('go-controller-to-replica'));
-  const served = await serve(t, steps);
-  const clients = [await connect(t, served.socketPath), await connect(t, served.socketPath)];
-  await replay(t, steps, {
-    clients,
-    before: async (step) => {
-      // The recording's snapshot, taken over gRPC after the trim.
-      if (step.seq !== 9) return;
-      await served.replica.snapshot({
-        name: 'recorded',
-        userCreated: true,
-        created: '2026-11-22T10:00:00Z',
-        labels: {},
-      });
-    },
-  });
-});
+t.test(
+  'what a Longhorn controller sends over two connections is answered alike',
+  { skip },
+  async (t) => {
+    const steps = interleavedSteps(load('go-controller-to-replica'));
+    const served = await serve(t, steps);
+    const clients = [await connect(t, served.socketPath), await connect(t, served.socketPath)];
+    await replay(t, steps, {
+      clients,
+      before: async (step) => {
+        // The recording's snapshot, taken over gRPC after the trim.
+        if (step.seq !== 9) return;
+        await served.replica.snapshot({
+          name: 'recorded',
+          userCreated: true,
+          created: '2026-11-22T10:00:00Z',
+          labels: {},
+        });
+      },
+    });
+  },
+);
 
 t.test('an engine answers on its socket as Longhorn does', { skip }, async (t) => {
   const steps = stepsOf(load('frontend-socket')[0] as Recording);

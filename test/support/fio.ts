@@ -35,6 +35,10 @@ export function startFio(uri: string, directory: string, flags: readonly string[
   return { finished, kill: () => void process.kill('SIGKILL') };
 }
 
-export function runFio(uri: string, directory: string, flags: readonly string[]): Promise<FioResult> {
+export function runFio(
+  uri: string,
+  directory: string,
+  flags: readonly string[],
+): Promise<FioResult> {
   return startFio(uri, directory, flags).finished;
 }

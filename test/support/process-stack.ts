@@ -179,7 +179,9 @@ export class ProcessStack {
   }
 
   /** A place for a replica, with its own ports; nothing is started. */
-  async addSlot(directory = join(this.directory, `r${this.replicas.length + 1}`)): Promise<ReplicaSlot> {
+  async addSlot(
+    directory = join(this.directory, `r${this.replicas.length + 1}`),
+  ): Promise<ReplicaSlot> {
     const slot = new ReplicaSlot(directory, await freePorts(REPLICA_PORTS));
     this.replicas.push(slot);
     return slot;
@@ -234,9 +236,14 @@ export class ProcessStack {
     return daemon;
   }
 
-  /** Kills what still runs (SIGKILL also ends stopped processes) and removes the directory. */
-  async stop(): Promise<void> {
+  /** Kills what still runs; SIGKILL also ends stopped processes. */
+  async kill(): Promise<void> {
     await Promise.all(this.daemons.map((daemon) => daemon.end('SIGKILL')));
+  }
+
+  /** Kills what still runs and removes the directory. */
+  async stop(): Promise<void> {
+    await this.kill();
     await rm(this.directory, { recursive: true, force: true });
   }
 }

@@ -1,24 +1,28 @@
-// The data protocol under every input: the codec's limits, and both of its ends fed with streams
-// that are cut anywhere or changed at random. Whatever comes, an end either goes on or drops that
-// one connection, finishes each request once and gives all memory back.
+// The data protocol under every input: the codec's limits, and a server's session fed with
+// streams that are cut anywhere or changed at random. Whatever comes, it either goes on or drops
+// that one connection, and gives all memory back.
 
 import assert from 'node:assert/strict';
 import fc from 'fast-check';
-import t, { type Test } from 'tap';
-import { BLOCK_OP, BlockRequest } from '../../src/core/block-device.js';
+import t from 'tap';
 import { StorageError } from '../../src/core/errors.js';
 import { CONNECTION_REQUESTS_MAX } from '../../src/core/limits.js';
-import { NO_BUFFER, type Slab } from '../../src/core/slab.js';
+import { NO_BUFFER } from '../../src/core/slab.js';
 import { KIB, MIB } from '../../src/core/units.js';
 import type { FrameServerPolicy } from '../../src/frame-server/policy.js';
 import { FrameSession } from '../../src/frame-server/session.js';
-import { DataClient } from '../../src/replica-client/data-client.js';
 import { FRAME_PAYLOAD_BYTES_MAX } from '../../src/wire/replica/constants.js';
 import { decodeFrameHeader, encodeFrameHeader, FrameHeader } from '../../src/wire/replica/frame.js';
 import { type FrameFields, frame, parseFrames, TYPE } from '../support/frame-client.js';
-import { ManualClock } from '../support/manual-clock.js';
 import { createTestSlab, MemoryConnection } from '../support/memory-connection.js';
 import { MemoryDevice } from '../support/memory-device.js';
+import {
+  freeBuffers,
+  mutate,
+  mutationsOf,
+  pieces,
+  pushInPieces,
+} from '../support/stream-mutation.js';
 
 const SAFE_MAX = Number.MAX_SAFE_INTEGER;
 const U32_MAX = 0xffff_ffff;
@@ -57,11 +61,6 @@ class Peer {
   }
 }
 
-function freeBuffers(memory: Slab): number {
-  return memory.freeCounts().reduce((sum, { freeCount }) => sum + freeCount, 0);
-}
-
-const zeroRegion = { offset: slab.allocate(64 * KIB), lengthBytes: 64 * KIB };
 const ALL_FREE = freeBuffers(slab);
 
 function newDevice(): MemoryDevice {
@@ -70,31 +69,37 @@ function newDevice(): MemoryDevice {
   return device;
 }
 
-t.test('a header survives encoding and decoding, and is laid out as Longhorn lays it out', async (t) => {
-  const header = fc.record({
-    seq: fc.nat(U32_MAX),
-    type: fc.nat(U32_MAX),
-    offset: fc.oneof(
-      fc.integer({ min: -SAFE_MAX, max: SAFE_MAX }),
-      fc.constantFrom(0, -1, -512, SAFE_MAX, -SAFE_MAX, 2 ** 32, -(2 ** 32), 2 ** 32 - 1),
-    ),
-    size: fc.nat(U32_MAX),
-    dataBytes: fc.nat(FRAME_PAYLOAD_BYTES_MAX),
-    at: fc.nat(40),
-  });
-  fc.assert(
-    fc.property(header, ({ seq, type, offset, size, dataBytes, at }) => {
-      const view = new DataView(new ArrayBuffer(80));
-      encodeFrameHeader(view, at, seq, type, offset, size, dataBytes);
-      const bytes = Buffer.from(view.buffer, at, 26);
-      assert.equal(bytes.compare(frame({ seq, type, offset, size, dataBytes })), 0);
-      const decoded = new FrameHeader();
-      decodeFrameHeader(view, at, decoded);
-      assert.deepEqual({ ...decoded }, { seq, type, offsetBytes: offset, sizeBytes: size, dataBytes });
-    }),
-    { numRuns: 300 },
-  );
-});
+t.test(
+  'a header survives encoding and decoding, and is laid out as Longhorn lays it out',
+  async () => {
+    const header = fc.record({
+      seq: fc.nat(U32_MAX),
+      type: fc.nat(U32_MAX),
+      offset: fc.oneof(
+        fc.integer({ min: -SAFE_MAX, max: SAFE_MAX }),
+        fc.constantFrom(0, -1, -512, SAFE_MAX, -SAFE_MAX, 2 ** 32, -(2 ** 32), 2 ** 32 - 1),
+      ),
+      size: fc.nat(U32_MAX),
+      dataBytes: fc.nat(FRAME_PAYLOAD_BYTES_MAX),
+      at: fc.nat(40),
+    });
+    fc.assert(
+      fc.property(header, ({ seq, type, offset, size, dataBytes, at }) => {
+        const view = new DataView(new ArrayBuffer(80));
+        encodeFrameHeader(view, at, seq, type, offset, size, dataBytes);
+        const bytes = Buffer.from(view.buffer, at, 26);
+        assert.equal(bytes.compare(frame({ seq, type, offset, size, dataBytes })), 0);
+        const decoded = new FrameHeader();
+        decodeFrameHeader(view, at, decoded);
+        assert.deepEqual(
+          { ...decoded },
+          { seq, type, offsetBytes: offset, sizeBytes: size, dataBytes },
+        );
+      }),
+      { numRuns: 300 },
+    );
+  },
+);
 
 t.test('a header beyond the limits is refused by its code', async (t) => {
   const decode = (fields: FrameFields) => (): void => {
@@ -103,7 +108,9 @@ t.test('a header beyond the limits is refused by its code', async (t) => {
     decodeFrameHeader(view, 0, new FrameHeader());
   };
   const fields = { seq: 1, type: TYPE.write };
-  t.throws(decode({ ...fields, dataBytes: FRAME_PAYLOAD_BYTES_MAX + 1 }), { code: 'FRAME_TOO_LARGE' });
+  t.throws(decode({ ...fields, dataBytes: FRAME_PAYLOAD_BYTES_MAX + 1 }), {
+    code: 'FRAME_TOO_LARGE',
+  });
   t.throws(decode({ ...fields, dataBytes: U32_MAX }), { code: 'FRAME_TOO_LARGE' });
   t.doesNotThrow(decode({ ...fields, dataBytes: FRAME_PAYLOAD_BYTES_MAX }));
   t.throws(decode({ ...fields, offset: 2n ** 53n }), { code: 'UNSAFE_INTEGER' });
@@ -179,54 +186,33 @@ t.test('a client that vanishes at any byte leaves nothing behind', async (t) => 
   t.equal(freeBuffers(slab), ALL_FREE);
 });
 
-interface Mutation {
-  readonly at: number;
-  readonly byte: number;
-}
+const mutations = mutationsOf(STREAM);
 
-const mutations = fc.array(
-  fc.record({ at: fc.nat(STREAM.byteLength - 1), byte: fc.nat(255) }),
-  { minLength: 1, maxLength: 12 },
+t.test(
+  'a changed stream ends its connection or is answered, and leaves nothing behind',
+  async () => {
+    const device = newDevice();
+    fc.assert(
+      fc.property(mutations, pieces, fc.boolean(), (changes, sizes, isHolding) => {
+        const peer = new Peer(device);
+        const other = new Peer(device);
+        device.isHolding = isHolding;
+        pushInPieces(peer.connection, mutate(STREAM, changes), sizes);
+        device.isHolding = false;
+        device.release();
+        const { restBytes } = parseFrames(Buffer.from(peer.connection.take()));
+        assert.equal(restBytes, 0, 'answers are whole frames');
+        other.push({ seq: 1, type: TYPE.ping });
+        assert.equal(other.take().length, 1, 'another connection lives on');
+        peer.connection.vanish();
+        other.connection.vanish();
+        assert.equal(peer.endings.length, 1);
+        assert.equal(freeBuffers(slab), ALL_FREE);
+      }),
+      { numRuns: 500 },
+    );
+  },
 );
-const pieces = fc.array(fc.integer({ min: 1, max: 400 }), { minLength: 1, maxLength: 30 });
-
-function mutate(stream: Buffer, changes: readonly Mutation[]): Buffer {
-  const changed = Buffer.from(stream);
-  for (const { at, byte } of changes) changed[at % changed.byteLength] = byte;
-  return changed;
-}
-
-function pushInPieces(connection: MemoryConnection, stream: Buffer, sizes: readonly number[]): void {
-  let at = 0;
-  for (let i = 0; at < stream.byteLength && !connection.isClosed; i++) {
-    const size = sizes[i % sizes.length] as number;
-    connection.push(stream.subarray(at, at + size));
-    at += size;
-  }
-}
-
-t.test('a changed stream ends its connection or is answered, and leaves nothing behind', async (t) => {
-  const device = newDevice();
-  fc.assert(
-    fc.property(mutations, pieces, fc.boolean(), (changes, sizes, isHolding) => {
-      const peer = new Peer(device);
-      const other = new Peer(device);
-      device.isHolding = isHolding;
-      pushInPieces(peer.connection, mutate(STREAM, changes), sizes);
-      device.isHolding = false;
-      device.release();
-      const { restBytes } = parseFrames(Buffer.from(peer.connection.take()));
-      assert.equal(restBytes, 0, 'answers are whole frames');
-      other.push({ seq: 1, type: TYPE.ping });
-      assert.equal(other.take().length, 1, 'another connection lives on');
-      peer.connection.vanish();
-      other.connection.vanish();
-      assert.equal(peer.endings.length, 1);
-      assert.equal(freeBuffers(slab), ALL_FREE);
-    }),
-    { numRuns: 500 },
-  );
-});
 
 t.test('a wrong magic ends the connection without an answer', async (t) => {
   const peer = new Peer(newDevice());
@@ -255,19 +241,25 @@ t.test('an oversized frame is refused before memory is taken for it', async (t) 
   }
 });
 
-t.test('a payload of the largest size is taken, and an unknown type of that size is skipped', async (t) => {
-  const device = newDevice();
-  const peer = new Peer(device);
-  const data = Buffer.alloc(FRAME_PAYLOAD_BYTES_MAX, 5);
-  peer.push({ seq: 1, type: 50, data });
-  t.equal(freeBuffers(slab), ALL_FREE, 'a skipped payload takes no memory');
-  peer.push({ seq: 2, type: TYPE.write, data }, { seq: 3, type: TYPE.read, size: data.byteLength });
-  const [written, read] = peer.take();
-  t.match(written, { seq: 2, type: TYPE.response, size: data.byteLength });
-  t.ok(read?.data.equals(data));
-  peer.connection.vanish();
-  t.equal(freeBuffers(slab), ALL_FREE);
-});
+t.test(
+  'a payload of the largest size is taken, and an unknown type of that size is skipped',
+  async (t) => {
+    const device = newDevice();
+    const peer = new Peer(device);
+    const data = Buffer.alloc(FRAME_PAYLOAD_BYTES_MAX, 5);
+    peer.push({ seq: 1, type: 50, data });
+    t.equal(freeBuffers(slab), ALL_FREE, 'a skipped payload takes no memory');
+    peer.push(
+      { seq: 2, type: TYPE.write, data },
+      { seq: 3, type: TYPE.read, size: data.byteLength },
+    );
+    const [written, read] = peer.take();
+    t.match(written, { seq: 2, type: TYPE.response, size: data.byteLength });
+    t.ok(read?.data.equals(data));
+    peer.connection.vanish();
+    t.equal(freeBuffers(slab), ALL_FREE);
+  },
+);
 
 t.test('an unmap past the end is clipped and answered with the offset it came with', async (t) => {
   const peer = new Peer(newDevice());
@@ -291,14 +283,17 @@ t.test('a client may not have more requests in flight than the limit', async (t)
   t.equal(freeBuffers(slab), ALL_FREE);
 });
 
-t.test('a client that reads no answers is not read any more, and holds bounded memory', async (t) => {
-  const peer = new Peer(newDevice());
-  for (let seq = 1; seq <= 4000; seq++) peer.push({ seq, type: TYPE.ping });
-  t.ok(peer.connection.isPaused);
-  t.ok(peer.connection.headerBytesMax <= CONNECTION_REQUESTS_MAX * 64);
-  t.equal(peer.take().length, 4000, 'it may still go on');
-  peer.connection.vanish();
-});
+t.test(
+  'a client that reads no answers is not read any more, and holds bounded memory',
+  async (t) => {
+    const peer = new Peer(newDevice());
+    for (let seq = 1; seq <= 4000; seq++) peer.push({ seq, type: TYPE.ping });
+    t.ok(peer.connection.isPaused);
+    t.ok(peer.connection.headerBytesMax <= CONNECTION_REQUESTS_MAX * 64);
+    t.equal(peer.take().length, 4000, 'it may still go on');
+    peer.connection.vanish();
+  },
+);
 
 t.test('connections that together want more memory than there is take turns', async (t) => {
   const device = newDevice();
@@ -323,7 +318,10 @@ t.test('connections that together want more memory than there is take turns', as
     });
   }
   Reflect.deleteProperty(slab, 'allocate');
-  t.strictSame(answered, peers.map(() => 2));
+  t.strictSame(
+    answered,
+    peers.map(() => 2),
+  );
   for (const peer of peers) peer.connection.vanish();
   t.equal(freeBuffers(slab), ALL_FREE);
 });
@@ -348,130 +346,27 @@ t.test('a failed write is told with its text however little memory is left', asy
   t.equal(freeBuffers(slab), ALL_FREE);
 });
 
-t.test('a stopping server waits for what runs and not for a payload that does not come', async (t) => {
-  const device = newDevice();
-  const peer = new Peer(device);
-  device.isHolding = true;
-  peer.push({ seq: 1, type: TYPE.write, data: Buffer.alloc(4096, 1) });
-  const half = frame({ seq: 2, type: TYPE.write, data: Buffer.alloc(4096, 2) }).subarray(0, 2000);
-  peer.connection.push(half);
-  peer.session.drain();
-  t.notOk(peer.connection.isEnding, 'the whole write is still running');
-  device.isHolding = false;
-  device.release();
-  t.match(peer.take(), [{ seq: 1, type: TYPE.response }]);
-  t.strictSame(peer.endings, [null]);
-  t.equal(freeBuffers(slab), ALL_FREE);
+t.test(
+  'a stopping server waits for what runs and not for a payload that does not come',
+  async (t) => {
+    const device = newDevice();
+    const peer = new Peer(device);
+    device.isHolding = true;
+    peer.push({ seq: 1, type: TYPE.write, data: Buffer.alloc(4096, 1) });
+    const half = frame({ seq: 2, type: TYPE.write, data: Buffer.alloc(4096, 2) }).subarray(0, 2000);
+    peer.connection.push(half);
+    peer.session.drain();
+    t.notOk(peer.connection.isEnding, 'the whole write is still running');
+    device.isHolding = false;
+    device.release();
+    t.match(peer.take(), [{ seq: 1, type: TYPE.response }]);
+    t.strictSame(peer.endings, [null]);
+    t.equal(freeBuffers(slab), ALL_FREE);
 
-  const idle = new Peer(device);
-  idle.connection.push(half);
-  idle.session.drain();
-  idle.take();
-  t.strictSame(idle.endings, [null], 'with nothing running it ends at once');
-});
-
-// ---- The engine's end ----
-
-interface ClientRig {
-  readonly connection: MemoryConnection;
-  readonly client: DataClient;
-  readonly requests: BlockRequest[];
-  readonly outcomes: (StorageError | null | undefined)[];
-  readonly failures: StorageError[];
-}
-
-/** A client with one request of each kind in flight: sequence numbers 1 to 6. */
-function clientRig(): ClientRig {
-  const connection = new MemoryConnection(slab);
-  const failures: StorageError[] = [];
-  const client = new DataClient({
-    connection,
-    address: 'tcp://replica:1',
-    sizeBytes: DEVICE_BYTES,
-    capabilities: ['flush', 'write-fua', 'write-zeroes', 'extents'],
-    clock: new ManualClock(),
-    zeroRegion,
-    silenceMaxMs: () => 8000,
-    failed: (error) => failures.push(error),
-  });
-  const outcomes: ClientRig['outcomes'] = [];
-  const requests = Object.values(BLOCK_OP).map((op, index) => {
-    const request = new BlockRequest();
-    Object.assign(request, { op, offsetBytes: 0, lengthBytes: 4096 });
-    request.bufferOffset = slab.allocate(64 * KIB);
-    request.owner = {
-      blockRequestDone: (_request, error) => {
-        if (outcomes[index] !== undefined) t.fail(`request ${index} was finished twice`);
-        outcomes[index] = error;
-        slab.release(request.bufferOffset);
-      },
-    };
-    client.submit(request);
-    return request;
-  });
-  connection.take();
-  return { connection, client, requests, outcomes, failures };
-}
-
-const ANSWERS: FrameFields[] = [
-  { seq: 2, type: TYPE.response, size: 4096 },
-  { seq: 0, type: TYPE.response },
-  { seq: 1, type: TYPE.response, data: Buffer.alloc(4096, 3) },
-  { seq: 99, type: TYPE.response, data: Buffer.from('for nobody') },
-  { seq: 4, type: TYPE.error, data: Buffer.from('write x: no space left on device') },
-  { seq: 3, type: 77, data: Buffer.from('an unknown type is skipped') },
-  { seq: 3, type: TYPE.response },
-  { seq: 6, type: TYPE.response, data: Buffer.alloc(16, 1) },
-  { seq: 5, type: TYPE.response, size: 4096 },
-];
-const ANSWER_STREAM = Buffer.concat(ANSWERS.map(frame));
-
-t.test('answers cut at any byte finish the same requests', async (t) => {
-  for (let cut = 1; cut < ANSWER_STREAM.byteLength; cut += cut > 200 && cut < 4000 ? 37 : 1) {
-    const { connection, client, outcomes, requests } = clientRig();
-    connection.push(ANSWER_STREAM.subarray(0, cut));
-    connection.push(ANSWER_STREAM.subarray(cut));
-    const codes = outcomes.map((error) => error?.code ?? null);
-    if (codes.join() !== [null, null, null, 'NO_SPACE', null, null].join()) {
-      t.fail(`cut at ${cut}: ${codes.join()}`);
-    }
-    const buffer = (requests[0] as BlockRequest).bufferOffset;
-    if (slab.bytes[buffer] !== 3 || slab.bytes[buffer + 4095] !== 3) t.fail(`cut at ${cut}: data`);
-    client.disconnect();
-  }
-  t.equal(freeBuffers(slab), ALL_FREE);
-});
-
-t.test('changed answers finish each request once, and at most lose that replica', async (t) => {
-  fc.assert(
-    fc.property(mutations, pieces, (changes, sizes) => {
-      const { connection, outcomes, requests, failures } = clientRig();
-      pushInPieces(connection, mutate(ANSWER_STREAM, changes), sizes);
-      connection.vanish();
-      assert.equal(outcomes.filter((outcome) => outcome !== undefined).length, requests.length);
-      assert.equal(failures.length, 1, 'the owner is told once');
-      assert.equal(freeBuffers(slab), ALL_FREE);
-    }),
-    { numRuns: 500 },
-  );
-});
-
-function lostBy(t: Test, fields: FrameFields, code: string): void {
-  const { connection, outcomes, failures } = clientRig();
-  connection.push(frame(fields));
-  t.match(failures, [{ code }]);
-  t.equal(outcomes.filter((error) => error?.code === code).length, 6, 'all in flight fail with it');
-  t.equal(freeBuffers(slab), ALL_FREE);
-}
-
-t.test('what breaks the protocol loses the replica', async (t) => {
-  lostBy(t, { seq: 1, type: TYPE.response, data: Buffer.alloc(4095) }, 'BAD_FRAME');
-  lostBy(t, { seq: 1, type: TYPE.response, data: Buffer.alloc(4097) }, 'BAD_FRAME');
-  lostBy(t, { seq: 1, type: TYPE.response }, 'BAD_FRAME');
-  lostBy(t, { seq: 6, type: TYPE.response, data: Buffer.alloc(64 * KIB + 8) }, 'BAD_FRAME');
-  lostBy(t, { seq: 1, type: TYPE.error, dataBytes: 16 * KIB + 1 }, 'FRAME_TOO_LARGE');
-  lostBy(t, { seq: 1, type: TYPE.response, dataBytes: U32_MAX }, 'FRAME_TOO_LARGE');
-  lostBy(t, { seq: 0, type: TYPE.close }, 'CONNECTION_LOST');
-  lostBy(t, { seq: 0, type: TYPE.close, magic: 0 }, 'BAD_MAGIC');
-  lostBy(t, { seq: 0, type: TYPE.error, data: Buffer.from('ping failure: closed') }, 'PEER_ERROR');
-});
+    const idle = new Peer(device);
+    idle.connection.push(half);
+    idle.session.drain();
+    idle.take();
+    t.strictSame(idle.endings, [null], 'with nothing running it ends at once');
+  },
+);
