@@ -15,6 +15,7 @@ import { NO_BUFFER, type Slab } from '../../core/slab.js';
 /** Longhorn's fixed address. */
 export const REST_HOST = 'localhost';
 export const REST_PORT = 9414;
+const BASE_URL = 'http://localhost';
 /** Base64 of the largest request and its JSON around it. */
 const BODY_BYTES_MAX = 2 * REQUEST_BYTES_MAX;
 
@@ -55,7 +56,8 @@ export async function startRestFrontend(options: RestFrontendOptions): Promise<R
 function closeServer(server: Server): Promise<void> {
   return new Promise((resolve) => {
     server.close(() => resolve());
-    server.closeIdleConnections();
+    // A client in the middle of a request must not keep the engine from ending.
+    server.closeAllConnections();
   });
 }
 
@@ -76,8 +78,9 @@ async function respond(
 }
 
 async function route(options: RestFrontendOptions, request: IncomingMessage): Promise<unknown> {
-  const url = new URL(request.url ?? '/', 'http://localhost');
-  if (url.pathname !== '/v1/volumes/1') throw new StorageError('NOT_FOUND', `no ${url.pathname}`);
+  const target = request.url ?? '/';
+  const url = URL.canParse(target, BASE_URL) ? new URL(target, BASE_URL) : null;
+  if (url?.pathname !== '/v1/volumes/1') throw new StorageError('NOT_FOUND', `no ${target}`);
   const action = url.searchParams.get('action');
   if (request.method === 'GET' && action === null) {
     return { id: '1', type: 'volume', name: options.volumeName, size: options.device.sizeBytes };
