@@ -82,6 +82,7 @@ async function startSocket(options: FrontendOptions): Promise<RunningFrontend> {
     transport: runtime.transport,
     path,
     device: volume,
+    clock: runtime.clock,
     log: runtime.log,
   });
   return { endpoint: path, close: () => server.close() };

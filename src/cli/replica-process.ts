@@ -2,7 +2,7 @@
 // it, and a sync agent as a child. When one of them dies the process ends with its error.
 
 import { spawn, type ChildProcess } from 'node:child_process';
-import { mkdir } from 'node:fs/promises';
+import { mkdir, stat } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { StorageError } from '../core/errors.js';
 import type { Logger, LogLevel } from '../core/log.js';
@@ -88,7 +88,7 @@ async function serve(options: ReplicaProcessOptions, runtime: Runtime): Promise<
   const { host, port } = parseListenAddress(options.listen);
   const dataServers: { close(): Promise<void> }[] = [];
   const serveData = async (endpoint: Endpoint): Promise<void> => {
-    dataServers.push(await startDataServer({ transport, endpoint, replica, log }));
+    dataServers.push(await startDataServer({ transport, endpoint, replica, clock, log }));
   };
   let localDataPath = '';
   if (options.unixDataPath !== undefined) {
@@ -125,6 +125,8 @@ async function makeDirectory(directory: string): Promise<void> {
     const text = `cannot create ${directory}: ${error.message}`;
     throw new StorageError('INVALID_ARGUMENT', text, { directory }, error);
   });
+  if ((await stat(directory)).isDirectory()) return;
+  throw new StorageError('INVALID_ARGUMENT', `${directory} is not a directory`, { directory });
 }
 
 /** Serves data on a socket in the replica's directory; '' when its path is too long or it fails. */

@@ -9,12 +9,17 @@ import { addon } from '../addon/addon.js';
 import { realClock } from '../core/clock-real.js';
 import type { Clock } from '../core/clock.js';
 import { StorageError, toStorageError } from '../core/errors.js';
-import { CONNECTIONS_MAX, RECEIVE_BUFFER_BYTES, SEND_HEADER_BYTES } from '../core/limits.js';
+import { CONNECTIONS_MAX } from '../core/limits.js';
 import { createLogger, type Logger, type LogLevel } from '../core/log.js';
 import type { Slab } from '../core/slab.js';
 import { MIB } from '../core/units.js';
 import { createSlab } from '../disk/native-disk.js';
-import { createNativeTransport, type NativeTransport } from '../transport/native-transport.js';
+import { connectionRegionsBytes } from '../transport/connection-memory.js';
+import {
+  createNativeTransport,
+  nativeTransportBytes,
+  type NativeTransport,
+} from '../transport/native-transport.js';
 
 /** Scratch sectors, zero region and the like, beside the connections' own memory. */
 const OTHER_RESERVED_BYTES = 4 * MIB;
@@ -38,9 +43,9 @@ export function createDaemonLogger(level: LogLevel, fields: Record<string, unkno
 }
 
 export function createRuntime(log: Logger): Runtime {
-  const perConnection = RECEIVE_BUFFER_BYTES + SEND_HEADER_BYTES;
-  // Address space only: pages cost memory when they are first used.
-  const slab = createSlab((2 * CONNECTIONS_MAX + 1) * perConnection + OTHER_RESERVED_BYTES);
+  // Address space only: pages cost memory when they are first used. TLS has regions of its own.
+  const connectionBytes = nativeTransportBytes() + connectionRegionsBytes(CONNECTIONS_MAX);
+  const slab = createSlab(connectionBytes + OTHER_RESERVED_BYTES);
   const transport = createNativeTransport({ slab, clock: realClock });
   return { clock: realClock, log, slab, transport };
 }

@@ -2,6 +2,7 @@
 // policy. Shared by the replica's data server and the engine's `socket` frontend.
 
 import type { BlockDevice } from '../core/block-device.js';
+import type { Clock } from '../core/clock.js';
 import { CONNECTIONS_MAX } from '../core/limits.js';
 import type { Logger } from '../core/log.js';
 import type { Connection, Endpoint, Listener, Transport } from '../transport/connection.js';
@@ -13,8 +14,12 @@ export interface FrameServerOptions {
   readonly endpoint: Endpoint;
   readonly device: BlockDevice;
   readonly policy: FrameServerPolicy;
+  readonly clock: Clock;
   readonly log: Logger;
 }
+
+/** Time for answers in flight when a server closes; then connections end unanswered. */
+const DRAIN_MS = 10_000;
 
 export class FrameServer {
   private readonly options: FrameServerOptions;
@@ -37,12 +42,24 @@ export class FrameServer {
     return this.listener.address;
   }
 
-  /** Stops accepting, answers what is in flight, then ends the connections. */
+  /**
+   * Stops accepting, answers what is in flight, then ends the connections. A peer that reads no
+   * answers, or a request that hangs, is left behind after DRAIN_MS.
+   */
   async close(): Promise<void> {
     await this.listener?.close();
     if (this.sessions.size === 0) return;
+    const { clock, log } = this.options;
     await new Promise<void>((resolve) => {
-      this.whenEmpty = resolve;
+      const timer = clock.after(DRAIN_MS, () => {
+        log.warn('data.drain.timeout', { connections: this.sessions.size, timeoutMs: DRAIN_MS });
+        for (const session of this.sessions) session.abandon();
+        resolve();
+      });
+      this.whenEmpty = () => {
+        timer.cancel();
+        resolve();
+      };
       for (const session of this.sessions) session.drain();
     });
   }

@@ -106,6 +106,11 @@ export class FrameSession implements ConnectionHandler, BlockRequestOwner {
     if (operation.pendingParts === 0) this.reply(operation);
   }
 
+  /** Ends the connection now, whatever is in flight. */
+  abandon(): void {
+    this.connection.destroy(new StorageError('CLOSED', 'the server is stopping'));
+  }
+
   /** Ends the connection once everything in flight is answered. */
   drain(): void {
     this.draining = true;

@@ -2,6 +2,7 @@
 // own; the replica decides what may be read and written.
 
 import type { BlockDevice } from '../core/block-device.js';
+import type { Clock } from '../core/clock.js';
 import type { StorageError } from '../core/errors.js';
 import type { Logger } from '../core/log.js';
 import type { FrameServerPolicy } from '../frame-server/policy.js';
@@ -30,12 +31,13 @@ export interface DataServerOptions {
   readonly transport: Transport;
   readonly endpoint: Endpoint;
   readonly replica: ServedReplica;
+  readonly clock: Clock;
   readonly log: Logger;
 }
 
 /** @throws ADDRESS_IN_USE, INVALID_ARGUMENT. */
 export function startDataServer(options: DataServerOptions): Promise<FrameServer> {
-  const { transport, endpoint, replica, log } = options;
+  const { transport, endpoint, replica, clock, log } = options;
   const policy = replicaPolicy(replica);
-  return startFrameServer({ transport, endpoint, device: replica, policy, log });
+  return startFrameServer({ transport, endpoint, device: replica, policy, clock, log });
 }

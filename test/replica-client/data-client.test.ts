@@ -102,6 +102,7 @@ class MemoryRig extends Rig {
 
 interface Served extends Rig {
   readonly device: MemoryDevice;
+  readonly serverClock: ManualClock;
   /** Resolves with the next ping that the server sees. */
   nextPing(): Promise<void>;
   endServer(): Promise<void>;
@@ -125,7 +126,8 @@ async function servedRig(t: Test, options: RigOptions = {}): Promise<Served> {
     extensions: (options.capabilities ?? ALL_CAPABILITIES).length > 0,
   };
   const log = silentLogger;
-  const server = await startFrameServer({ transport, endpoint, device, policy, log });
+  const clock = new ManualClock();
+  const server = await startFrameServer({ transport, endpoint, device, policy, clock, log });
   const connection = await transport.connect(endpoint, 5000);
   const rig = new Rig(connection, reserveZeroRegion(slab), options);
   t.teardown(async () => {
@@ -137,6 +139,7 @@ async function servedRig(t: Test, options: RigOptions = {}): Promise<Served> {
   });
   return Object.assign(rig, {
     device,
+    serverClock: clock,
     nextPing: () => new Promise<void>((resolve) => (pinged = resolve)),
     endServer: () => server.close(),
   });
@@ -410,4 +413,27 @@ t.test('zeros go as data to a replica that is being rebuilt', async (t) => {
   t.equal(rig.device.allocated[3 * 256], 1, 'they are data there');
   const device: BlockDevice = rig.client;
   t.equal(device.sizeBytes, DEVICE_BYTES);
+});
+
+t.test('a request that hangs keeps its server from closing for ten seconds only', async (t) => {
+  const rig = await servedRig(t);
+  rig.device.isHolding = true;
+  const hanging = t.rejects(rig.run({ op: BLOCK_OP.read, lengthBytes: 512 }), {
+    code: 'CONNECTION_LOST',
+  });
+  while (rig.device.held.length === 0) await new Promise((resolve) => setImmediate(resolve));
+  const closed = rig.endServer();
+  let isClosed = false;
+  void closed.then(() => {
+    isClosed = true;
+  });
+  await new Promise((resolve) => setImmediate(resolve));
+  rig.serverClock.advance(9_999);
+  await new Promise((resolve) => setImmediate(resolve));
+  t.equal(isClosed, false);
+  while (!isClosed) {
+    rig.serverClock.advance(1);
+    await new Promise((resolve) => setImmediate(resolve));
+  }
+  await hanging;
 });

@@ -384,7 +384,13 @@ t.test('an engine tells of a full disk as Longhorn does, and goes on', { skip },
   const directory = await mkdtemp(join(tmpdir(), 'longhorn-socket-'));
   const path = join(directory, 'volume.sock');
   const { volume } = engine;
-  const server = await startSocketFrontend({ transport, path, device: volume, log: silentLogger });
+  const server = await startSocketFrontend({
+    transport,
+    path,
+    device: volume,
+    clock: realClock,
+    log: silentLogger,
+  });
   t.teardown(async () => {
     await server.close();
     await rm(directory, { recursive: true });

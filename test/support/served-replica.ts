@@ -63,7 +63,13 @@ export class ServedReplica {
     await replica.create(sizeBytes);
     await replica.open({ isUpgrade: false, expectedBytes: 0, engineGeneration: 0 });
     const endpoint = { kind: 'unix', path: join(parent, 'data.sock') } as const;
-    const server = await startDataServer({ transport, endpoint, replica, log: silentLogger });
+    const server = await startDataServer({
+      transport,
+      endpoint,
+      replica,
+      clock: realClock,
+      log: silentLogger,
+    });
     return new ServedReplica(parent, { slab, disk, transport, replica, server });
   }
 

@@ -2,6 +2,7 @@
 // tools like it. Bounds errors and a full volume are told the way Longhorn's controller does.
 
 import type { BlockDevice } from '../../core/block-device.js';
+import type { Clock } from '../../core/clock.js';
 import type { Logger } from '../../core/log.js';
 import { NO_SPACE_TEXT, FRAME_TYPE } from '../../wire/replica/constants.js';
 import { type FrameServer, startFrameServer } from '../../frame-server/server.js';
@@ -20,17 +21,19 @@ export interface SocketFrontendOptions {
   readonly transport: Transport;
   readonly path: string;
   readonly device: BlockDevice;
+  readonly clock: Clock;
   readonly log: Logger;
 }
 
 /** @throws ADDRESS_IN_USE, INVALID_ARGUMENT. */
 export function startSocketFrontend(options: SocketFrontendOptions): Promise<FrameServer> {
-  const { transport, device, log, path } = options;
+  const { transport, device, clock, log, path } = options;
   return startFrameServer({
     transport,
     endpoint: { kind: 'unix', path },
     device,
     policy: SOCKET_POLICY,
+    clock,
     log: log.with({ frontend: 'socket' }),
   });
 }
