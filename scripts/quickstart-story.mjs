@@ -87,7 +87,17 @@ async function makeImage(directory) {
   }
   const image = join(directory, 'image.ext4');
   const env = { ...process.env, PATH: `${process.env.PATH}:/usr/sbin:/sbin` };
-  const args = ['-q', '-t', 'ext4', '-d', tree, '-L', 'longhorn-demo', image, `${IMAGE_BYTES / MIB}M`];
+  const args = [
+    '-q',
+    '-t',
+    'ext4',
+    '-d',
+    tree,
+    '-L',
+    'longhorn-demo',
+    image,
+    `${IMAGE_BYTES / MIB}M`,
+  ];
   const made = await run('mke2fs', args, { env });
   if (made.code !== 0) throw new Error(`mke2fs failed: ${made.stderr}`);
   rmSync(tree, { recursive: true });
@@ -169,7 +179,9 @@ async function loseReplica(stack) {
   const victim = stack.replicas.get('replica-2');
   const { code, output } = await writeWhile(stack, () => {
     process.kill(victim.pid, 'SIGKILL');
-    say(`kill -9 ${victim.pid}   (after ${KILL_AFTER_BYTES / MIB} MiB of ${WRITER_BYTES / MIB} MiB)`);
+    say(
+      `kill -9 ${victim.pid}   (after ${KILL_AFTER_BYTES / MIB} MiB of ${WRITER_BYTES / MIB} MiB)`,
+    );
   });
   if (code !== 0) {
     say(output);

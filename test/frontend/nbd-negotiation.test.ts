@@ -71,10 +71,10 @@ t.test('GO tells size, flags and what was asked for, then enters transmission', 
   const infos = replies.slice(0, -1).map(({ data }) => data.toString('hex'));
   const text = (value: string): string => Buffer.from(value).toString('hex');
   t.same(infos, [
-    '0000' + '0000000000100000' + FLAGS.toString(16).padStart(4, '0'),
+    `00000000000000100000${FLAGS.toString(16).padStart(4, '0')}`,
     '0003' + '00000001' + '00001000' + '02000000',
-    '0001' + text('vol'),
-    '0002' + text('test volume'),
+    `0001${text('vol')}`,
+    `0002${text('test volume')}`,
   ]);
   t.equal(replies.at(-1)?.type, ACK);
   t.match(talk.outcome, {

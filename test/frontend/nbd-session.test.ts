@@ -41,15 +41,15 @@ t.test('replies are the bytes of proto.md', async (t) => {
   const payload = Buffer.from('abcd');
   t.equal(
     sent(structured, request({ command: CMD.write, cookie: 5, offset: 8, payload })),
-    '67446698' + '00000000' + cookie,
+    `6744669800000000${cookie}`,
   );
   t.equal(
     sent(structured, request({ command: CMD.read, cookie: 5, offset: 8, length: 4 })),
-    '668e33ef' + '0001' + '0001' + cookie + '0000000c' + '0000000000000008' + '61626364',
+    `668e33ef00010001${cookie}0000000c000000000000000861626364`,
   );
   t.equal(
     sent(structured, request({ command: CMD.read, cookie: 5, offset: MIB, length: 4 })),
-    '668e33ef' + '0001' + '8001' + cookie + '00000006' + '00000016' + '0000',
+    `668e33ef00018001${cookie}00000006000000160000`,
   );
   t.equal(
     sent(structured, request({ command: CMD.status, cookie: 5, length: 8192 })),
@@ -60,11 +60,11 @@ t.test('replies are the bytes of proto.md', async (t) => {
   const simple = TestClient.open(world, false);
   t.equal(
     sent(simple, request({ command: CMD.read, cookie: 5, offset: 8, length: 4 })),
-    '67446698' + '00000000' + cookie + '61626364',
+    `6744669800000000${cookie}61626364`,
   );
   t.equal(
     sent(simple, request({ command: CMD.read, cookie: 5, offset: MIB, length: 4 })),
-    '67446698' + '00000016' + cookie,
+    `6744669800000016${cookie}`,
   );
   checkClean(t, world, structured, simple);
 });

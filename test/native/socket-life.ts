@@ -7,7 +7,10 @@ import { addon } from '../../src/addon/addon.js';
 import { realClock } from '../../src/core/clock-real.js';
 import { NO_BUFFER, Slab, SLAB_BYTES } from '../../src/core/slab.js';
 import type { Connection, ConnectionHandler } from '../../src/transport/connection.js';
-import { createNativeTransport, nativeTransportBytes } from '../../src/transport/native-transport.js';
+import {
+  createNativeTransport,
+  nativeTransportBytes,
+} from '../../src/transport/native-transport.js';
 
 const stage = process.argv[2] as string;
 const endpoint = { kind: 'unix', path: process.env['SOCKET_PATH'] as string } as const;
@@ -115,16 +118,23 @@ async function keepBusy(): Promise<void> {
   parentPort?.postMessage(server === null ? 'connected' : 'busy');
 }
 
+function leave(): void {
+  process.exit(7);
+}
+
 switch (stage) {
   case 'exit-idle':
-    process.exit(7);
+    leave();
+    break;
   case 'exit-connecting':
     await transport.listen(endpoint, () => undefined);
     void transport.connect(endpoint, 1000);
-    process.exit(7);
+    leave();
+    break;
   case 'exit-open':
     await open({});
-    process.exit(7);
+    leave();
+    break;
   case 'end-idle':
     break;
   case 'end-after-close': {

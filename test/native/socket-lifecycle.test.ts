@@ -51,7 +51,12 @@ function newSet(events: Partial<NativeSocketEvents> = {}): NativeSocketSet {
   });
 }
 
-for (const stage of ['throw-in-received', 'throw-in-sent', 'throw-in-accepted', 'throw-in-closed']) {
+for (const stage of [
+  'throw-in-received',
+  'throw-in-sent',
+  'throw-in-accepted',
+  'throw-in-closed',
+]) {
   t.test(`an exception ends the process with its message: ${stage}`, async (t) => {
     const result = live(stage);
     t.equal(result.status, 1);

@@ -12,14 +12,13 @@ import {
   type DiskFile,
   type DiskQueue,
   type DiskRequest,
-  type FileExtent,
   type FileStat,
   type OpenOptions,
 } from '../../src/disk/disk.js';
+import { MemoryFile } from './memory-disk-file.js';
 import {
   DirectoryNode,
   FileNode,
-  listExtents,
   type Node,
   NOTHING_SURVIVES,
   type Survivors,
@@ -29,7 +28,6 @@ import {
 export { EVERYTHING_SURVIVES, NOTHING_SURVIVES, type Survivors } from './memory-disk-nodes.js';
 
 const ERRNO = { EIO: 5, EBADF: 9, EINVAL: 22, ENOSPC: 28, EOPNOTSUPP: 95 } as const;
-
 /** What a call is about to do; passed to the fault hook and listed in the call log. */
 export interface DiskCall {
   readonly kind:
@@ -56,19 +54,13 @@ export interface DiskCall {
   readonly lengthBytes: number;
 }
 
-const CHANGES: ReadonlySet<DiskCall['kind']> = new Set([
-  'write',
-  'sync',
-  'punchHole',
-  'zeroRange',
-  'truncate',
-  'writeFile',
-  'rename',
-  'link',
-  'unlink',
-  'makeDirectory',
-  'removeDirectory',
-  'syncDirectory',
+const QUESTIONS: ReadonlySet<DiskCall['kind']> = new Set([
+  'open',
+  'read',
+  'extents',
+  'readFile',
+  'list',
+  'stat',
 ]);
 
 export interface MemoryDiskOptions {
@@ -79,84 +71,6 @@ export interface MemoryDiskOptions {
   readonly defer?: (run: () => void) => void;
   /** Wall clock of file times, milliseconds. */
   readonly nowMs?: () => number;
-}
-
-class MemoryFile implements DiskFile {
-  readonly path: string;
-  readonly slot = 0;
-  readonly node: FileNode;
-  readonly writable: boolean;
-  private readonly disk: MemoryDisk;
-  private readonly generation: number;
-  private closed = false;
-  private inFlightCount = 0;
-  private closeWaiters: (() => void)[] = [];
-
-  constructor(disk: MemoryDisk, path: string, node: FileNode, writable: boolean) {
-    this.disk = disk;
-    this.path = path;
-    this.node = node;
-    this.writable = writable;
-    this.generation = disk.generation;
-  }
-
-  get isUsable(): boolean {
-    return !this.closed && this.generation === this.disk.generation;
-  }
-
-  begin(): void {
-    this.inFlightCount++;
-  }
-
-  end(): void {
-    this.inFlightCount--;
-    if (this.inFlightCount > 0) return;
-    for (const wake of this.closeWaiters.splice(0)) wake();
-  }
-
-  async sizeBytes(): Promise<number> {
-    await this.disk.pause();
-    this.check();
-    return this.node.sizeBytes;
-  }
-
-  async allocatedBytes(): Promise<number> {
-    await this.disk.pause();
-    this.check();
-    return this.node.pages.size * SECTOR_BYTES;
-  }
-
-  async extents(beginOffset: number, endOffset: number, maxExtents: number): Promise<FileExtent[]> {
-    await this.disk.call('extents', this.path, beginOffset, endOffset - beginOffset);
-    this.check();
-    return listExtents(this.node, beginOffset, endOffset, maxExtents);
-  }
-
-  async truncate(sizeBytes: number): Promise<void> {
-    await this.disk.call('truncate', this.path, 0, sizeBytes);
-    this.check();
-    this.node.setSize(sizeBytes);
-    this.disk.touch(this.node);
-    this.disk.called('truncate');
-  }
-
-  async sync(): Promise<void> {
-    await this.disk.call('sync', this.path);
-    this.check();
-    this.node.sync();
-    this.disk.called('sync');
-  }
-
-  async close(): Promise<void> {
-    this.closed = true;
-    if (this.inFlightCount > 0) {
-      await new Promise<void>((resolve) => this.closeWaiters.push(resolve));
-    }
-  }
-
-  private check(): void {
-    if (!this.isUsable) throw new StorageError('CLOSED', `${this.path} is closed`);
-  }
 }
 
 /** The disk. Paths are absolute; the root directory exists. */
@@ -406,7 +320,7 @@ export class MemoryDisk implements Disk {
 
   /** End of every changing call: the power may fail here. */
   called(kind: DiskCall['kind']): void {
-    if (!CHANGES.has(kind)) return;
+    if (QUESTIONS.has(kind)) return;
     this.changeCount++;
     if (this.changeCount >= this.crashAt) this.crashed = true;
   }

@@ -1,26 +1,13 @@
 // What every Connection promises, checked on native sockets and on Node streams, over unix sockets
-// and TCP; then what the native transport promises beyond that.
+// and TCP.
 
-import { spawn, spawnSync } from 'node:child_process';
-import { once } from 'node:events';
-import { existsSync, readdirSync, statSync, writeFileSync } from 'node:fs';
-import net from 'node:net';
 import t from 'tap';
 
 import { StorageError } from '../../src/core/errors.js';
 import { NO_BUFFER } from '../../src/core/slab.js';
 import { KIB, MIB } from '../../src/core/units.js';
-import type { Connection } from '../../src/transport/connection.js';
 import { takePayload } from '../../src/transport/payload.js';
-import {
-  Bench,
-  deferred,
-  openNativePair,
-  PAIR_KINDS,
-  patternBytes,
-  RecordingHandler,
-  sendBytes,
-} from './pair.js';
+import { Bench, deferred, PAIR_KINDS, patternBytes, RecordingHandler, sendBytes } from './pair.js';
 
 const bench = new Bench();
 t.teardown(() => bench.close());
@@ -66,44 +53,47 @@ for (const kind of PAIR_KINDS) {
     await finish(left, right);
   });
 
-  t.test(`${kind.name}: a 1 MiB payload lands in its own buffer, whatever precedes it`, async (t) => {
-    const { left, right } = await open();
-    const payloads = [patternBytes(MIB, 1), patternBytes(MIB, 2), patternBytes(20 * KIB, 3)];
-    const received: Buffer[] = [];
-    const target = bench.slab.allocate(MIB);
-    let expected = -1;
-    const arrived = (): void => {
-      const length = payloads[expected]?.length as number;
-      received.push(Buffer.from(bench.slab.bytes.slice(target, target + length)));
-      expected = -1;
-    };
-    right.onFilled = () => {
-      arrived();
-      // Allowed here, and must not offer what follows the payload inside this call.
-      right.connection.pause();
-      right.connection.resume();
-    };
-    right.onReceived = (begin, end) => {
-      let at = begin;
-      while (at < end && expected < 0) {
-        expected = bench.slab.bytes[at++] as number;
+  t.test(
+    `${kind.name}: a 1 MiB payload lands in its own buffer, whatever precedes it`,
+    async (t) => {
+      const { left, right } = await open();
+      const payloads = [patternBytes(MIB, 1), patternBytes(MIB, 2), patternBytes(20 * KIB, 3)];
+      const received: Buffer[] = [];
+      const target = bench.slab.allocate(MIB);
+      let expected = -1;
+      const arrived = (): void => {
         const length = payloads[expected]?.length as number;
-        const taken = takePayload(right.connection, at, end, target, length);
-        at += taken;
-        if (taken === length) arrived();
+        received.push(Buffer.from(bench.slab.bytes.slice(target, target + length)));
+        expected = -1;
+      };
+      right.onFilled = () => {
+        arrived();
+        // Allowed here, and must not offer what follows the payload inside this call.
+        right.connection.pause();
+        right.connection.resume();
+      };
+      right.onReceived = (begin, end) => {
+        let at = begin;
+        while (at < end && expected < 0) {
+          expected = bench.slab.bytes[at++] as number;
+          const length = payloads[expected]?.length as number;
+          const taken = takePayload(right.connection, at, end, target, length);
+          at += taken;
+          if (taken === length) arrived();
+        }
+        return at - begin;
+      };
+      for (const [index, payload] of payloads.entries()) {
+        sendBytes(left, Buffer.from([index]));
+        sendBytes(left, payload);
       }
-      return at - begin;
-    };
-    for (const [index, payload] of payloads.entries()) {
-      sendBytes(left, Buffer.from([index]));
-      sendBytes(left, payload);
-    }
-    await right.until(() => received.length === 3);
-    for (const [index, payload] of payloads.entries()) t.ok(received[index]?.equals(payload));
-    t.ok(right.filledCount >= 2, 'payloads longer than what was offered were steered');
-    bench.slab.release(target);
-    await finish(left, right);
-  });
+      await right.until(() => received.length === 3);
+      for (const [index, payload] of payloads.entries()) t.ok(received[index]?.equals(payload));
+      t.ok(right.filledCount >= 2, 'payloads longer than what was offered were steered');
+      bench.slab.release(target);
+      await finish(left, right);
+    },
+  );
 
   t.test(`${kind.name}: a payload may be split over targets set one from another`, async (t) => {
     const { left, right } = await open();
@@ -151,7 +141,10 @@ for (const kind of PAIR_KINDS) {
       if (got[frame * 26 - 1] !== (frame & 0xff)) t.fail(`frame ${frame} is cut`);
     }
     await left.until(() => left.tokens.length === 333);
-    t.same(left.tokens, Array.from({ length: 333 }, (_, i) => 3 * i + 3));
+    t.same(
+      left.tokens,
+      Array.from({ length: 333 }, (_, i) => 3 * i + 3),
+    );
     t.equal(left.connection.queuedBytes(), 0);
     t.ok(right.offers <= 40, `received in few chunks: ${right.offers}`);
     await finish(left, right);
@@ -256,24 +249,27 @@ for (const kind of PAIR_KINDS) {
     t.equal(left.tokens.length, 3);
   });
 
-  t.test(`${kind.name}: an orderly end while paused is told after the bytes before it`, async (t) => {
-    const { left, right } = await open();
-    right.onReceived = (begin) => {
-      right.connection.pause();
-      return right.keep(begin, begin + 1);
-    };
-    sendBytes(left, Buffer.from('abc'));
-    await right.until(() => right.offers === 1);
-    left.connection.end();
-    right.onReceived = (begin, end) => right.keep(begin, end);
-    // A native socket sees the end while paused and closes, which ends the other side too.
-    if (kind.name.startsWith('native')) t.equal(await left.closedWith(), null);
-    t.equal(right.ends.length, 0);
-    right.connection.resume();
-    t.equal(await right.closedWith(), null);
-    t.equal(String(right.bytes()), 'abc');
-    t.equal(await left.closedWith(), null);
-  });
+  t.test(
+    `${kind.name}: an orderly end while paused is told after the bytes before it`,
+    async (t) => {
+      const { left, right } = await open();
+      right.onReceived = (begin) => {
+        right.connection.pause();
+        return right.keep(begin, begin + 1);
+      };
+      sendBytes(left, Buffer.from('abc'));
+      await right.until(() => right.offers === 1);
+      left.connection.end();
+      right.onReceived = (begin, end) => right.keep(begin, end);
+      // A native socket sees the end while paused and closes, which ends the other side too.
+      if (kind.name.startsWith('native')) t.equal(await left.closedWith(), null);
+      t.equal(right.ends.length, 0);
+      right.connection.resume();
+      t.equal(await right.closedWith(), null);
+      t.equal(String(right.bytes()), 'abc');
+      t.equal(await left.closedWith(), null);
+    },
+  );
 
   t.test(`${kind.name}: destroy(error) tells that error, once, never inside a call`, async (t) => {
     const { left, right } = await open();
@@ -310,209 +306,3 @@ for (const kind of PAIR_KINDS) {
     await left.closedWith();
   });
 }
-
-const TCP_ANY = { kind: 'tcp', host: '127.0.0.1', port: 0 } as const;
-
-/** A native server connection whose client is a plain Node socket. */
-async function acceptNodeClient(): Promise<{ client: net.Socket; server: RecordingHandler }> {
-  const accepted = deferred<Connection>();
-  const listener = await bench.transport.listen(TCP_ANY, accepted.resolve);
-  const port = (listener.address as { port: number }).port;
-  const client = net.connect(port, '127.0.0.1');
-  client.on('error', () => undefined);
-  await once(client, 'connect');
-  const connection = await accepted.promise;
-  await listener.close();
-  t.match(connection.peer, /^127\.0\.0\.1:\d+$/);
-  return { client, server: new RecordingHandler(connection) };
-}
-
-t.test('native: a reset in the middle of a payload is CONNECTION_LOST, once', async (t) => {
-  const { client, server } = await acceptNodeClient();
-  const target = bench.slab.allocate(MIB);
-  server.onReceived = (begin, end) => {
-    server.connection.receiveInto(target, MIB);
-    return end - begin;
-  };
-  client.write(Buffer.alloc(1000));
-  await server.until(() => server.offers === 1);
-  client.resetAndDestroy();
-  t.match(await server.closedWith(), { code: 'CONNECTION_LOST', details: { errno: 'ECONNRESET' } });
-  t.equal(server.ends.length, 1);
-  bench.slab.release(target);
-});
-
-t.test('native: a reset is noticed while paused', async (t) => {
-  const { client, server } = await acceptNodeClient();
-  server.onReceived = () => {
-    server.connection.pause();
-    return 0;
-  };
-  client.write('abc');
-  await server.until(() => server.offers === 1);
-  client.write('more that stays in the kernel');
-  client.resetAndDestroy();
-  t.match(await server.closedWith(), { code: 'CONNECTION_LOST' });
-});
-
-t.test('native: a client that leaves while paused is noticed without reading', async (t) => {
-  const { client, server } = await acceptNodeClient();
-  server.connection.pause();
-  client.end();
-  t.equal(await server.closedWith(), null);
-});
-
-t.test('native: bytes and then an end, all while paused, wait for resume()', async (t) => {
-  const pair = await openNativePair(bench, { kind: 'unix', path: bench.socketPath() });
-  const left = new RecordingHandler(pair.left);
-  const right = new RecordingHandler(pair.right);
-  right.connection.pause();
-  sendBytes(left, Buffer.from('late'));
-  await left.until(() => left.tokens.length === 1);
-  left.connection.destroy();
-  // Other sockets of the same loop go round several times: a busy poll would starve none of them.
-  const other = await openNativePair(bench, TCP_ANY);
-  other.left.destroy();
-  other.right.destroy();
-  t.equal(right.ends.length, 0);
-  right.connection.resume();
-  t.equal(await right.closedWith(), null);
-  t.equal(String(right.bytes()), 'late');
-});
-
-t.test('native: a dead port, a missing path and an unknown name are refused clearly', async (t) => {
-  const listener = await bench.transport.listen(TCP_ANY, () => undefined);
-  await listener.close();
-  const connect = bench.transport.connect.bind(bench.transport);
-  await t.rejects(connect(listener.address, 1000), { code: 'CONNECTION_REFUSED' });
-  const missing = { kind: 'unix', path: bench.socketPath() } as const;
-  await t.rejects(connect(missing, 1000), { code: 'CONNECTION_REFUSED' });
-  const unknown = { kind: 'tcp', host: 'no such host', port: 1 } as const;
-  await t.rejects(connect(unknown, 1000), { code: 'NOT_FOUND' });
-});
-
-t.test('native: connecting to a listener that never accepts ends with TIMEOUT', async (t) => {
-  const path = bench.socketPath();
-  const script = `require('net').createServer().listen({ path: ${JSON.stringify(path)}, backlog: 1 },
-    () => process.stdout.write('ready'))`;
-  const server = spawn(process.execPath, ['-e', script]);
-  t.teardown(() => server.kill('SIGKILL'));
-  await once(server.stdout, 'data');
-  server.kill('SIGSTOP');
-  const opened: Connection[] = [];
-  const fillBacklog = async (): Promise<void> => {
-    for (;;) opened.push(await bench.transport.connect({ kind: 'unix', path }, 100));
-  };
-  await t.rejects(fillBacklog(), { code: 'TIMEOUT' });
-  t.ok(opened.length > 0);
-  for (const connection of opened) connection.destroy();
-});
-
-t.test('native: names resolve, IPv6 works', async (t) => {
-  for (const host of ['localhost', '::1']) {
-    const pair = await openNativePair(bench, { kind: 'tcp', host, port: 0 });
-    const right = new RecordingHandler(pair.right);
-    const left = new RecordingHandler(pair.left);
-    sendBytes(left, Buffer.from(host));
-    await right.until(() => right.receivedBytes === host.length);
-    left.connection.end();
-    await right.closedWith();
-    await left.closedWith();
-  }
-});
-
-t.test('native: a unix socket is private, a stale file is replaced, a live one is not', async (t) => {
-  const { transport } = bench;
-  const path = bench.socketPath();
-  const endpoint = { kind: 'unix', path } as const;
-  const first = await transport.listen(endpoint, () => undefined);
-  t.equal(statSync(path).mode & 0o777, 0o600);
-  await t.rejects(transport.listen(endpoint, () => undefined), { code: 'ADDRESS_IN_USE' });
-  await first.close();
-  await first.close();
-  t.notOk(existsSync(path), 'removed when closed');
-
-  const listen = `require('net').createServer().listen(${JSON.stringify(path)},
-    () => process.kill(process.pid, 'SIGKILL'))`;
-  spawnSync(process.execPath, ['-e', listen]);
-  t.ok(existsSync(path), 'a killed server leaves its file');
-  const second = await transport.listen(endpoint, (connection) => connection.destroy());
-  (await transport.connect(endpoint, 1000)).destroy();
-  await second.close();
-
-  writeFileSync(path, 'a file of somebody');
-  await t.rejects(transport.listen(endpoint, () => undefined), { code: 'ADDRESS_IN_USE' });
-  t.equal(statSync(path).size, 18, 'what is no socket is left alone');
-});
-
-t.test('native: a unix path has at most 107 bytes', async (t) => {
-  const { transport } = bench;
-  const fill = 107 - Buffer.byteLength(bench.directory) - 1;
-  const longest = `${bench.directory}/${'p'.repeat(fill)}`;
-  await (await transport.listen({ kind: 'unix', path: longest }, () => undefined)).close();
-  const tooLong = { kind: 'unix', path: `${longest}p` } as const;
-  await t.rejects(transport.listen(tooLong, () => undefined), { code: 'INVALID_ARGUMENT' });
-  await t.rejects(transport.connect(tooLong, 100), { code: 'INVALID_ARGUMENT' });
-  const noDirectory = { kind: 'unix', path: `${bench.directory}/none/s` } as const;
-  await t.rejects(transport.listen(noDirectory, () => undefined), { code: 'INVALID_ARGUMENT' });
-});
-
-t.test('native: a port in use is ADDRESS_IN_USE', async (t) => {
-  const listener = await bench.transport.listen(TCP_ANY, () => undefined);
-  const again = bench.transport.listen(listener.address, () => undefined);
-  await t.rejects(again, { code: 'ADDRESS_IN_USE' });
-  await listener.close();
-});
-
-t.test('native: connections beyond the memory are refused, the others live on', async (t) => {
-  const small = new Bench(5);
-  const { transport, regions } = small;
-  const servers: Connection[] = [];
-  const twoAccepted = deferred<void>();
-  const listener = await transport.listen(TCP_ANY, (connection) => {
-    servers.push(connection);
-    if (servers.length === 2) twoAccepted.resolve();
-  });
-  const clients = [
-    await transport.connect(listener.address, 1000),
-    await transport.connect(listener.address, 1000),
-  ];
-  await twoAccepted.promise;
-  const unserved = new RecordingHandler(await transport.connect(listener.address, 1000));
-  t.equal(await unserved.closedWith(), null, 'accepted and closed at once');
-  const taken = [regions.take()];
-  await t.rejects(transport.connect(listener.address, 1000), { code: 'LIMIT_EXCEEDED' });
-  const server = new RecordingHandler(servers[0] as Connection);
-  sendBytes(server, Buffer.from('still here'));
-  const client = new RecordingHandler(clients[0] as Connection);
-  await client.until(() => client.receivedBytes === 10);
-  for (const region of taken) if (region !== null) regions.give(region);
-  await small.close();
-  t.equal(regions.inUseCount(), 0, 'shutdown closes what is left');
-  await client.closedWith();
-  await t.rejects(transport.connect(listener.address, 1000), { code: 'CANCELLED' });
-});
-
-t.test('native: 500 connections opened and closed leave no descriptor and no memory', async (t) => {
-  const descriptors = (): number => readdirSync('/proc/self/fd').length;
-  const path = bench.socketPath();
-  const ended: Promise<unknown>[] = [];
-  const listener = await bench.transport.listen({ kind: 'unix', path }, (connection) => {
-    const server = new RecordingHandler(connection);
-    ended.push(server.closedWith());
-  });
-  const before = descriptors();
-  for (let i = 0; i < 500; i++) {
-    const connection = await bench.transport.connect(listener.address, 1000);
-    const client = new RecordingHandler(connection);
-    sendBytes(client, Buffer.from('hello'));
-    if (i % 2 === 0) connection.end();
-    else connection.destroy();
-    await client.closedWith();
-  }
-  while (ended.length < 500) await new Promise(setImmediate);
-  await Promise.all(ended);
-  t.equal(descriptors(), before);
-  t.equal(bench.regions.inUseCount(), 0);
-  await listener.close();
-});

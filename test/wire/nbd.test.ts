@@ -69,10 +69,7 @@ t.test('handshake messages are the bytes of proto.md', async (t) => {
       Buffer.from('base:allocation').toString('hex'),
   );
   t.equal(hex(encodeExportNameReply(4096, 1, false)), '0000000000001000' + '0001');
-  t.equal(
-    hex(encodeExportNameReply(4096, 1, true)),
-    '0000000000001000' + '0001' + '00'.repeat(124),
-  );
+  t.equal(hex(encodeExportNameReply(4096, 1, true)), `00000000000010000001${'00'.repeat(124)}`);
 });
 
 t.test('transmission replies are the bytes of proto.md', async (t) => {
