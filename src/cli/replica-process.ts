@@ -10,6 +10,7 @@ import type { DiskBackend } from '../addon/addon.js';
 import { createNativeDisk } from '../disk/native-disk.js';
 import { startDataServer } from '../replica/data-server.js';
 import { ReplicaServiceDefinition } from '../api/generated/replica.js';
+import { EnginePresence } from '../replica/engine-presence.js';
 import { replicaHandlers } from '../replica/control-service.js';
 import { Replica } from '../replica/replica.js';
 import { statusUnknown } from '../rpc/error-map.js';
@@ -86,9 +87,12 @@ async function serve(options: ReplicaProcessOptions, runtime: Runtime): Promise<
   if (options.sizeBytes !== undefined) await replica.create(options.sizeBytes);
 
   const { host, port } = parseListenAddress(options.listen);
+  const presence = new EnginePresence(clock, () => {
+    replica.abandon().catch((error: unknown) => log.error('replica.abandon.failed', { error }));
+  });
   const dataServers: { close(): Promise<void> }[] = [];
   const serveData = async (endpoint: Endpoint): Promise<void> => {
-    dataServers.push(await startDataServer({ transport, endpoint, replica, clock, log }));
+    dataServers.push(await startDataServer({ transport, endpoint, replica, clock, log, presence }));
   };
   let localDataPath = '';
   if (options.unixDataPath !== undefined) {

@@ -16,6 +16,9 @@ export interface FrameServerOptions {
   readonly policy: FrameServerPolicy;
   readonly clock: Clock;
   readonly log: Logger;
+  /** A connection was accepted, or has ended with nothing of it in flight. */
+  readonly connected?: () => void;
+  readonly disconnected?: () => void;
 }
 
 /** Time for answers in flight when a server closes; then connections end unanswered. */
@@ -73,12 +76,14 @@ export class FrameServer {
       return;
     }
     log.info('data.connected', { peer });
+    this.options.connected?.();
     const session = new FrameSession({
       connection,
       device,
       policy,
       ended: (error) => {
         this.sessions.delete(session);
+        this.options.disconnected?.();
         log.info('data.disconnected', { peer, ...(error !== null && { error }) });
         if (this.sessions.size === 0) this.whenEmpty?.();
       },

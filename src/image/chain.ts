@@ -435,6 +435,15 @@ export class ImageChain implements BlockDevice {
     return this.closing;
   }
 
+  /**
+   * Closes, but leaves the directory marked dirty: whoever wrote to it vanished, so that other
+   * copies may have more or less of its last writes.
+   */
+  abandon(): Promise<void> {
+    this.closing ??= this.turns.run(() => this.shutDown(false));
+    return this.closing;
+  }
+
   /** Closes and removes every disk, volume.meta and revision.counter; the directory stays. */
   async delete(): Promise<void> {
     checkWritable(this.state);

@@ -1,7 +1,7 @@
 // Reaches replicas for the engine: control connection, state check, data connection, open.
 
 import type { BlockRequest } from '../core/block-device.js';
-import type { Clock } from '../core/clock.js';
+import { type Clock, sleepMs } from '../core/clock.js';
 import { StorageError } from '../core/errors.js';
 import { bigintToNumber } from '../core/units.js';
 import type {
@@ -18,6 +18,9 @@ import { DataClient } from './data-client.js';
 import type { ZeroRegion } from './zeroes-as-data.js';
 
 const CONNECT_TIMEOUT_MS = 10_000;
+/** Longer than a replica takes to let go of a dead engine (replica/engine-presence.ts). */
+const RELEASE_WAIT_MS = 4000;
+const RELEASE_POLL_MS = 200;
 
 export interface ConnectorOptions {
   readonly transport: Transport;
@@ -94,14 +97,7 @@ async function connect(
   const { clock, volumeName, syncTimeoutSeconds } = options;
   const control = new ControlClient(address, { clock, volumeName, syncTimeoutSeconds });
   try {
-    const before = await control.get();
-    if (before.state !== 'closed') {
-      throw new StorageError(
-        'INVALID_STATE',
-        `replica must be closed, cannot add in state: ${before.state}`,
-        { address, state: before.state },
-      );
-    }
+    const before = await waitUntilClosed(control, clock, address);
     const connection = await dial(options, address, before);
     try {
       const opened = await control.open(connectOptions.isUpgrade, connectOptions.expectedSizeBytes);
@@ -113,6 +109,28 @@ async function connect(
   } catch (error) {
     control.disconnect();
     throw error;
+  }
+}
+
+/** An open replica may be about to notice that its engine died; then it closes by itself. */
+async function waitUntilClosed(
+  control: ControlClient,
+  clock: Clock,
+  address: string,
+): Promise<ReplicaInfo> {
+  const giveUpMs = clock.nowMs() + RELEASE_WAIT_MS;
+  for (;;) {
+    const info = await control.get();
+    if (info.state === 'closed') return info;
+    const isOpen = ['open', 'dirty', 'rebuilding'].includes(info.state);
+    if (!isOpen || clock.nowMs() >= giveUpMs) {
+      throw new StorageError(
+        'INVALID_STATE',
+        `replica must be closed, cannot add in state: ${info.state}`,
+        { address, state: info.state },
+      );
+    }
+    await sleepMs(clock, RELEASE_POLL_MS);
   }
 }
 

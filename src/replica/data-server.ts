@@ -9,6 +9,7 @@ import type { FrameServerPolicy } from '../frame-server/policy.js';
 import { type FrameServer, startFrameServer } from '../frame-server/server.js';
 import type { Endpoint, Transport } from '../transport/connection.js';
 import { FRAME_TYPE, UNEXPECTED_EOF_TEXT } from '../wire/replica/constants.js';
+import type { EnginePresence } from './engine-presence.js';
 
 /** What the data server needs of a replica. */
 export interface ServedReplica extends BlockDevice {
@@ -33,11 +34,23 @@ export interface DataServerOptions {
   readonly replica: ServedReplica;
   readonly clock: Clock;
   readonly log: Logger;
+  readonly presence?: EnginePresence;
 }
 
 /** @throws ADDRESS_IN_USE, INVALID_ARGUMENT. */
 export function startDataServer(options: DataServerOptions): Promise<FrameServer> {
-  const { transport, endpoint, replica, clock, log } = options;
+  const { transport, endpoint, replica, clock, log, presence } = options;
   const policy = replicaPolicy(replica);
-  return startFrameServer({ transport, endpoint, device: replica, policy, clock, log });
+  return startFrameServer({
+    transport,
+    endpoint,
+    device: replica,
+    policy,
+    clock,
+    log,
+    ...(presence !== undefined && {
+      connected: () => presence.connected(),
+      disconnected: () => presence.disconnected(),
+    }),
+  });
 }

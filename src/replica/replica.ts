@@ -212,6 +212,11 @@ export class Replica implements BlockDevice {
     return this.operations.run(() => this.leave((chain) => chain.close(), 'replica.closed'));
   }
 
+  /** Closes after its engine vanished: the directory stays dirty. A closed replica stays closed. */
+  abandon(): Promise<void> {
+    return this.operations.run(() => this.leave((chain) => chain.abandon(), 'replica.abandoned'));
+  }
+
   /** Removes the data of an open replica; the directory stays. */
   delete(): Promise<void> {
     return this.operations.run(() => this.leave((chain) => chain.delete(), 'replica.deleted'));

@@ -11,8 +11,10 @@ import { type ErrorCode, StorageError } from '../../src/core/errors.js';
 import { silentLogger } from '../../src/core/log.js';
 import { KIB, MIB } from '../../src/core/units.js';
 import { createNativeDisk, createSlab, type NativeDisk } from '../../src/disk/native-disk.js';
+import { ABANDON_AFTER_MS, EnginePresence } from '../../src/replica/engine-presence.js';
 import { expandError } from '../../src/replica/error-map.js';
 import { Replica, type ReplicaOptions } from '../../src/replica/replica.js';
+import { ManualClock } from '../support/manual-clock.js';
 
 const SIZE_BYTES = 4 * MIB;
 const OPEN = { isUpgrade: false, expectedBytes: 0, engineGeneration: 0 };
@@ -339,4 +341,34 @@ t.test("a failed expansion is told in Longhorn's JSON, with whether it was undon
   t.same(told('succeeded'), { code: 'FunctionFailedRollbackSucceeded', ...rest });
   t.same(told('failed'), { code: 'FunctionFailedRollbackFailed', ...rest });
   t.end();
+});
+
+t.test('a replica whose engine vanished is let go after a second, and stays dirty', async (t) => {
+  const directory = await newDirectory(t);
+  const replica = await replicaAt(t, directory);
+  await replica.create(SIZE_BYTES);
+  await replica.open(OPEN);
+  const clock = new ManualClock();
+  let letGo: Promise<void> | null = null;
+  const presence = new EnginePresence(clock, () => {
+    letGo = replica.abandon();
+  });
+  presence.connected();
+  presence.connected();
+  presence.disconnected();
+  clock.advance(10_000);
+  t.equal(letGo, null, 'one connection is left');
+  presence.disconnected();
+  clock.advance(ABANDON_AFTER_MS - 1);
+  presence.connected();
+  clock.advance(10_000);
+  t.equal(letGo, null, 'a new connection came in time');
+  presence.disconnected();
+  clock.advance(ABANDON_AFTER_MS);
+  await letGo;
+  t.equal((await replica.status()).state, 'closed');
+  t.match(JSON.parse(await readFile(join(directory, 'volume.meta'), 'utf8')), { Dirty: true });
+  await replica.open(OPEN);
+  t.equal((await replica.status()).state, 'dirty');
+  await replica.close();
 });
