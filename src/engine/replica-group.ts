@@ -95,14 +95,23 @@ export class ReplicaGroup {
   }
 
   /**
-   * Runs `action` on every live replica; those that fail become ERR. @throws the first failure when
-   * no readable replica is left.
+   * Runs `action` on every live replica; those that fail become ERR. When it failed on all, those
+   * that it left as they were stay: they are still equal. @throws the first failure when none has
+   * done it, or no readable replica is left.
    */
   async onLiveOrFail(action: (port: ReplicaPort) => Promise<void>): Promise<void> {
-    const results = await this.onLive(action);
+    this.settle(await this.onLive(action));
+  }
+
+  /** Judges the results of onLive as onLiveOrFail does. @throws as it does. */
+  settle(results: readonly MemberResult[]): void {
     const failures = results.filter((result) => result.error !== null);
-    for (const { member, error } of failures) this.fail(member, error as StorageError);
-    if (failures.length > 0 && this.membership.readable.length === 0) {
+    const hasFailedOnAll = failures.length === results.length;
+    for (const { member, error } of failures) {
+      const failure = error as StorageError;
+      if (!hasFailedOnAll || !leftReplicaAsItWas(failure)) this.fail(member, failure);
+    }
+    if (failures.length > 0 && (hasFailedOnAll || this.membership.readable.length === 0)) {
       throw failures[0]?.error as StorageError;
     }
   }
@@ -134,6 +143,14 @@ export class ReplicaGroup {
     const { replicaTimeoutMs } = this.options;
     return this.membership.live.length > 1 ? replicaTimeoutMs : 2 * replicaTimeoutMs;
   }
+}
+
+/**
+ * A replica refuses a senseless or excluded request before it changes anything, and takes a change
+ * back for which it has no space; where it could not, it refuses every further request itself.
+ */
+function leftReplicaAsItWas({ kind, code }: StorageError): boolean {
+  return kind === 'request' || kind === 'resource' || code === 'BUSY';
 }
 
 async function runOn(

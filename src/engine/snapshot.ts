@@ -4,6 +4,7 @@ import { randomUUID } from 'node:crypto';
 import type { Clock } from '../core/clock.js';
 import { StorageError } from '../core/errors.js';
 import { CHAIN_LAYERS_MAX } from '../core/limits.js';
+import { checkSnapshotName } from '../core/snapshot-name.js';
 import type { FrontendPort } from './frontend-port.js';
 import type { ReplicaInfo, ReplicaPort, SnapshotRecord } from './ports.js';
 import type { ReplicaGroup } from './replica-group.js';
@@ -66,15 +67,14 @@ export async function cutSnapshot(
   const results = await group.onLive((port) => port.control.snapshot(record));
   const existing = results.find((result) => result.error?.code === 'ALREADY_EXISTS');
   if (existing?.error) throw existing.error;
-  const failures = results.filter((result) => result.error !== null);
-  for (const { member, error } of failures) group.fail(member, error as StorageError);
+  group.settle(results);
   if (group.membership.readable.length === 0) {
-    throw failures[0]?.error ?? new StorageError('NO_BACKEND', 'no backend available');
+    throw new StorageError('NO_BACKEND', 'no backend available');
   }
   if (alsoOn !== null) await alsoOn.control.snapshot(record);
 }
 
-/** Returns the snapshot's name: the given one, or a new UUID. */
+/** Returns the snapshot's name: the given one, or a new UUID. @throws INVALID_NAME and as above. */
 export async function takeSnapshot(
   group: ReplicaGroup,
   volume: Volume,
@@ -84,6 +84,8 @@ export async function takeSnapshot(
   labels: Readonly<Record<string, string>>,
 ): Promise<string> {
   const snapshotName = name === '' ? randomUUID() : name;
+  // Before any replica is asked: one of Longhorn's fails at a name that is none, and would leave.
+  checkSnapshotName(snapshotName);
   await checkSnapshotLimits(group, settings);
   await volume.withBarrier(() =>
     cutSnapshot(group, {

@@ -4,6 +4,7 @@
 
 import { StorageError, toStorageError } from '../core/errors.js';
 import { CHAIN_LAYERS_MAX } from '../core/limits.js';
+import { checkSnapshotName } from '../core/snapshot-name.js';
 import { isSectorAligned, SECTOR_BYTES } from '../core/units.js';
 import type { DiskFile } from '../disk/disk.js';
 import {
@@ -22,7 +23,7 @@ import {
   unlinkSnapshot,
 } from './disk-files.js';
 import type { DiskRecord, VolumeMeta } from './metadata.js';
-import { checkSnapshotName, nextHeadName, snapshotDiskName } from './names.js';
+import { nextHeadName, snapshotDiskName } from './names.js';
 import { layerOf, openLayers, readDirectory } from './opening.js';
 
 /** A snapshot to be made, and the size of the head above it. */

@@ -1,8 +1,10 @@
 // Names of the files of a replica directory. They are Longhorn's, so that either program opens the
-// other's directory. A name that comes from outside must pass checkSnapshotName before it becomes
-// part of a path.
+// other's directory. A name that comes from outside must pass checkSnapshotName (core) before it
+// becomes part of a path.
 
+import { assert } from '../core/assert.js';
 import { StorageError } from '../core/errors.js';
+import { SNAPSHOT_NAME_BYTES_MAX } from '../core/snapshot-name.js';
 
 export const VOLUME_META = 'volume.meta';
 export const REVISION_COUNTER = 'revision.counter';
@@ -13,17 +15,20 @@ export const META_SUFFIX = '.meta';
 export const CHECKSUM_SUFFIX = '.checksum';
 /** Target of an atomic replacement that is being written. */
 export const TEMPORARY_SUFFIX = '.tmp';
-/** A second link to an image whose record is being deleted; see disk-removal.ts. */
+/** A second link to an image whose record is being deleted; see removal.ts. */
 export const REMOVING_SUFFIX = '.removing';
-/** A second link to the merged image that is about to replace another; see disk-removal.ts. */
+/** A second link to the merged image that is about to replace another; see removal.ts. */
 export const REPLACING_SUFFIX = '.replacing';
 
 /** Longest name of a file in a Linux directory. */
 const FILE_NAME_BYTES_MAX = 255;
 /** Longest suffix that a disk name gets: Longhorn's temporary checksum file. */
 const LONGEST_SUFFIX = '.checksum..tmp';
-const SNAPSHOT_NAME_BYTES_MAX =
-  FILE_NAME_BYTES_MAX - SNAPSHOT_PREFIX.length - IMAGE_SUFFIX.length - LONGEST_SUFFIX.length;
+assert(
+  SNAPSHOT_PREFIX.length + SNAPSHOT_NAME_BYTES_MAX + IMAGE_SUFFIX.length + LONGEST_SUFFIX.length <=
+    FILE_NAME_BYTES_MAX,
+  'every file of a snapshot has a name that fits a directory entry',
+);
 
 const HEAD_PATTERN = /^volume-head-(\d+)\.img$/;
 
@@ -62,20 +67,4 @@ export function snapshotDiskName(snapshotName: string): string {
 export function snapshotNameOf(diskName: string): string {
   if (!isSnapshotDiskName(diskName)) return diskName;
   return diskName.slice(SNAPSHOT_PREFIX.length, -IMAGE_SUFFIX.length);
-}
-
-/** @throws INVALID_NAME for what cannot be part of a file name. */
-export function checkSnapshotName(snapshotName: string): void {
-  const lengthBytes = Buffer.byteLength(snapshotName);
-  const isBad =
-    lengthBytes === 0 ||
-    lengthBytes > SNAPSHOT_NAME_BYTES_MAX ||
-    snapshotName.includes('..') ||
-    /[/\\\p{Cc}]/u.test(snapshotName);
-  if (!isBad) return;
-  throw new StorageError(
-    'INVALID_NAME',
-    `'${snapshotName.slice(0, 300)}' is not a snapshot name: use 1 to ${SNAPSHOT_NAME_BYTES_MAX} bytes without '/' and '..'`,
-    { snapshotName: snapshotName.slice(0, 300) },
-  );
 }

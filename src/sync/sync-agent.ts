@@ -10,8 +10,8 @@ import type { FilesSyncRequest, SnapshotCloneRequest } from '../api/generated/sy
 import type { Clock } from '../core/clock.js';
 import { StorageError } from '../core/errors.js';
 import type { Logger } from '../core/log.js';
+import { checkSnapshotName } from '../core/snapshot-name.js';
 import type { Disk } from '../disk/disk.js';
-import { checkSnapshotName } from '../image/names.js';
 import { LONG_CALL_DEADLINE_MS, createChannel, createClient } from '../rpc/client.js';
 import { storageErrorOfRpc } from '../rpc/error-map.js';
 import type { Identity } from '../rpc/identity.js';

@@ -241,6 +241,39 @@ t.test('a snapshot name that exists fails the request and nobody leaves', async 
   t.same(modes(bed), ['RW', 'RW']);
 });
 
+t.test('a snapshot name that is none is refused before any replica is asked', async (t) => {
+  const bed = await startEngine(2);
+  for (const name of ['a/b', '..', 'x'.repeat(226)]) {
+    await t.rejects(bed.engine.snapshot(name, {}), { code: 'INVALID_NAME' });
+  }
+  t.same(modes(bed), ['RW', 'RW']);
+  t.notOk(replicaOf(bed, 0).calls.includes('snapshot'));
+});
+
+t.test('what every replica refuses or takes back costs none of them', async (t) => {
+  const codes = ['TOO_MANY_SNAPSHOTS', 'NO_SPACE', 'INVALID_NAME', 'BUSY'] as const;
+  for (const code of codes) {
+    const bed = await startEngine(2);
+    for (const replica of bed.replicas) {
+      replica.controlFailure = { call: 'snapshot', error: new StorageError(code, 'refused') };
+    }
+    await t.rejects(bed.engine.snapshot('s1', {}), { code });
+    t.same(modes(bed), ['RW', 'RW'], code);
+    t.equal(await bed.engine.snapshot('s1', {}), 's1', 'and the next snapshot succeeds');
+  }
+});
+
+t.test('a replica whose state after a failed snapshot is unknown leaves', async (t) => {
+  const bed = await startEngine(2);
+  const [refusing, broken] = [replicaOf(bed, 0), replicaOf(bed, 1)];
+  const error = new StorageError('NO_SPACE', 'no space left on device');
+  refusing.controlFailure = { call: 'snapshot', error };
+  const ioError = new StorageError('IO_ERROR', 'input/output error');
+  broken.controlFailure = { call: 'snapshot', error: ioError };
+  await t.rejects(bed.engine.snapshot('s1', {}), { code: 'NO_SPACE' });
+  t.same(modes(bed), ['RW', 'ERR']);
+});
+
 t.test('27: while a replica is WO, unaligned writes reach it as whole sectors', async (t) => {
   for (const [offsetBytes, lengthBytes] of [
     [0, 512],
