@@ -18,8 +18,8 @@ import { createTargets, DATA_COPIES, TARGET_NAMES } from './targets.js';
 
 const USAGE = `usage: npm run bench -- [options]
   --quick            small files, one round, one second a cell: under two minutes
-  --rounds N         rounds (default 3)
-  --seconds N        how long each cell runs, at least 1 (default 3)
+  --rounds N         rounds (default 5; at least 3 mean something)
+  --seconds N        how long each cell runs, at least 1 (default 2)
   --requests N       so many requests a cell instead of a time
   --size SIZE        of the volume and the file (default 2g)
   --idle SECONDS     wait before memory is read (default 2)
@@ -76,7 +76,7 @@ function wholeAtLeast(minimum: number, text: string, name: string): number {
 
 function settingsOf(options: Options): Settings {
   const { quick, requests } = options;
-  const seconds = wholeAtLeast(1, options.seconds ?? (quick ? '1' : '3'), 'seconds');
+  const seconds = wholeAtLeast(1, options.seconds ?? (quick ? '1' : '2'), 'seconds');
   const sizeBytes = parseSizeBytes(options.size ?? (quick ? '256m' : '2g'));
   if (sizeBytes % SECTOR_BYTES !== 0 || sizeBytes === 0) {
     throw new UsageError(`--size must be a multiple of ${SECTOR_BYTES} bytes`);
@@ -87,7 +87,7 @@ function settingsOf(options: Options): Settings {
   }
   return {
     sizeBytes,
-    rounds: wholeAtLeast(1, options.rounds ?? (quick ? '1' : '3'), 'rounds'),
+    rounds: wholeAtLeast(1, options.rounds ?? (quick ? '1' : '5'), 'rounds'),
     seconds: requests === undefined ? seconds : null,
     requests: requests === undefined ? null : wholeAtLeast(1, requests, 'requests'),
     idleSeconds: atLeast(0, options.idle, 'idle'),

@@ -64,10 +64,12 @@ export interface BenchResults {
   readonly starts: readonly StartSample[];
 }
 
-/** The lower middle one of an even number. @returns NaN for none. */
+/** Of an even number, half-way between the two in the middle. @returns NaN for none. */
 export function median(values: readonly number[]): number {
   const sorted = [...values].sort((a, b) => a - b);
-  return sorted[Math.floor((sorted.length - 1) / 2)] ?? Number.NaN;
+  const upper = sorted[Math.floor(sorted.length / 2)] ?? Number.NaN;
+  const lower = sorted[Math.floor((sorted.length - 1) / 2)] ?? Number.NaN;
+  return (lower + upper) / 2;
 }
 
 export function best(values: readonly number[]): number {

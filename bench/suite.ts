@@ -13,6 +13,11 @@ import { assertFullyWritten, type Target } from './targets.js';
 /** The files grow in turns of this much, so that they lie alike on the disk. */
 const FILL_SLICE_BYTES = 256 * MIB;
 const FILL_JOB: FioJob = { rw: 'write', blockBytes: MIB, depth: 4 };
+/** Code that has just started is still being compiled: both ways run a moment before it counts. */
+const WARM_UP_JOBS: readonly FioJob[] = [
+  { rw: 'randread', blockBytes: 4096, depth: 32 },
+  { rw: 'randwrite', blockBytes: 4096, depth: 32 },
+];
 const ONE_READ: FioJob = { rw: 'randread', blockBytes: 4096, depth: 1 };
 
 export interface Plan {
@@ -98,12 +103,23 @@ function toSample(
   };
 }
 
+function cellLength({ seconds, requests }: Settings): FioLength {
+  return seconds === null ? { requests: requests ?? 1 } : { seconds };
+}
+
+async function warmUp({ targets, settings, signal, progress }: Plan): Promise<void> {
+  progress('warming up');
+  const { sizeBytes } = settings;
+  for (const { place } of targets) {
+    for (const job of WARM_UP_JOBS) {
+      await runFio({ job, place, sizeBytes, length: cellLength(settings) }, signal);
+    }
+  }
+}
+
 async function measureCell(cell: Cell, target: Target, round: number, plan: Plan): Promise<Sample> {
   const { settings, signal, cores } = plan;
-  const length: FioLength =
-    settings.seconds === null
-      ? { requests: settings.requests ?? 1 }
-      : { seconds: settings.seconds };
+  const length = cellLength(settings);
   const { sizeBytes } = settings;
   const before = await look(target);
   const outcome = await runFio({ job: cell.job, place: target.place, sizeBytes, length }, signal);
@@ -122,6 +138,7 @@ async function measureCells(plan: Plan): Promise<CellResult[]> {
     cells.map((cell) => ({ cell: cell.name, target: target.name, samples: [] as Sample[] })),
   );
   for (const target of targets) await target.start(signal);
+  await warmUp(plan);
   for (let round = 1; round <= settings.rounds; round++) {
     for (const cell of cells) {
       progress(`round ${round} of ${settings.rounds}: ${cell.name}`);

@@ -94,6 +94,7 @@ t.test('ratios compare what ran in the same round', async (t) => {
   t.same(ratioTo(found, '1 replica', 'qemu-nbd', 'randread-qd32'), { median: 0.9, best: 0.9 });
   t.equal(ratioTo(found, '1 replica', 'raw file', 'randread-qd32'), null);
   t.equal(median([5, 1, 3]), 3);
+  t.equal(median([5, 1, 3, 2]), 2.5);
   t.ok(Number.isNaN(median([])));
 });
 
