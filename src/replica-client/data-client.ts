@@ -281,8 +281,16 @@ export class DataClient implements BlockDevice, ConnectionHandler {
 
   /** A durable request that the replica took as an ordinary one. */
   private needsFlush(request: BlockRequest): boolean {
-    const wasDurable = request.op === BLOCK_OP.write && this.canWriteFua;
-    return request.fua && this.canFlush && !wasDurable;
+    if (!request.fua || !this.canFlush) return false;
+    switch (request.op) {
+      case BLOCK_OP.write:
+        return !this.canWriteFua;
+      case BLOCK_OP.unmap:
+      case BLOCK_OP.writeZeroes:
+        return true;
+      default: // nothing was changed
+        return false;
+    }
   }
 
   /** False when there is no header memory. */

@@ -358,6 +358,13 @@ t.test('a durable write to a replica that only flushes is a write and a flush', 
   }
 });
 
+t.test('fua on a request that changes nothing brings no flush', async (t) => {
+  const rig = await servedRig(t);
+  for (const op of [BLOCK_OP.read, BLOCK_OP.extents]) await rig.run({ op, fua: true });
+  t.equal(rig.device.countOf(BLOCK_OP.flush), 0);
+  t.strictSame(rig.failures, [], 'nor an answer that breaks the connection');
+});
+
 t.test('the flush after a durable request waits for header memory like any frame', async (t) => {
   const rig = new MemoryRig();
   const unmap = rig.run({ op: BLOCK_OP.unmap, fua: true });
