@@ -279,7 +279,10 @@ export class Volume implements BlockDevice, OperationHost {
       this.finish(operation, null);
       return;
     }
-    const { targets, failures } = operation;
+    const { failures } = operation;
+    // Who left while the write ran does not count, whatever it answered: a restarted engine could
+    // trust another one, which does not have the write.
+    const targets = operation.targets.filter((member) => member.mode !== 'ERR');
     const results = targets.map(
       (member): WriteResult => ({
         mode: member.mode === 'WO' ? 'WO' : 'RW',

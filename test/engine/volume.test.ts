@@ -191,6 +191,31 @@ t.test('overlapping writes reach every replica in one order, one at a time', asy
   }
 });
 
+t.test('a write is not acknowledged when those that took it have left since', async (t) => {
+  for (const code of ['PEER_ERROR', 'NO_SPACE'] as const) {
+    const bed = await startEngine(2);
+    for (const replica of bed.replicas) replica.device.isHolding = true;
+    const pending = write(bed, 0, 4 * KIB, 1);
+    replicaOf(bed, 0).device.release();
+    replicaOf(bed, 0).lose(new StorageError('TIMEOUT', 'ping timeout'));
+    replicaOf(bed, 1).device.failWith = () => new StorageError(code, 'refused');
+    replicaOf(bed, 1).device.release();
+    await t.rejects(pending, { code }, 'no replica that is still RW has it');
+    t.same(modes(bed), ['ERR', code === 'NO_SPACE' ? 'RW' : 'ERR']);
+  }
+});
+
+t.test('a full disk does not cost the last replica while another is lost', async (t) => {
+  const bed = await startEngine(2);
+  for (const replica of bed.replicas) replica.device.isHolding = true;
+  const pending = write(bed, 0, 4 * KIB, 1);
+  replicaOf(bed, 0).lose(new StorageError('CONNECTION_LOST', 'EOF'));
+  replicaOf(bed, 1).device.failWith = () => new StorageError('NO_SPACE', 'full');
+  replicaOf(bed, 1).device.release();
+  await t.rejects(pending, { code: 'NO_SPACE' });
+  t.same(modes(bed), ['ERR', 'RW']);
+});
+
 t.test('a full volume: ENOSPC from every replica is told as such and nobody leaves', async (t) => {
   const bed = await startEngine(2);
   for (const replica of bed.replicas) {
