@@ -95,9 +95,9 @@ export class ReplicaGroup {
   }
 
   /**
-   * Runs `action` on every live replica; those that fail become ERR. When it failed on all, those
-   * that it left as they were stay: they are still equal. @throws the first failure when none has
-   * done it, or no readable replica is left.
+   * Runs `action` on every live replica; those that fail become ERR. When no readable one has done
+   * it, those that it left as they were stay, for they are still equal, and a WO replica that did
+   * it leaves. @throws the first failure when no readable replica has done it, or none is left.
    */
   async onLiveOrFail(action: (port: ReplicaPort) => Promise<void>): Promise<void> {
     this.settle(await this.onLive(action));
@@ -105,15 +105,16 @@ export class ReplicaGroup {
 
   /** Judges the results of onLive as onLiveOrFail does. @throws as it does. */
   settle(results: readonly MemberResult[]): void {
-    const failures = results.filter((result) => result.error !== null);
-    const hasFailedOnAll = failures.length === results.length;
-    for (const { member, error } of failures) {
-      const failure = error as StorageError;
-      if (!hasFailedOnAll || !leftReplicaAsItWas(failure)) this.fail(member, failure);
+    const readable = results.filter(({ member }) => member.mode === 'RW');
+    const nobodyDid = readable.length > 0 && readable.every(({ error }) => error !== null);
+    for (const { member, error } of results) {
+      const isAsTheOthers = nobodyDid
+        ? error !== null && leftReplicaAsItWas(error)
+        : error === null;
+      if (!isAsTheOthers) this.fail(member, error ?? didAlone(member));
     }
-    if (failures.length > 0 && (hasFailedOnAll || this.membership.readable.length === 0)) {
-      throw failures[0]?.error as StorageError;
-    }
+    const first = [...readable, ...results].find(({ error }) => error !== null)?.error ?? null;
+    if (first !== null && (nobodyDid || this.membership.readable.length === 0)) throw first;
   }
 
   /** What the live replicas say of themselves; the unreachable ones are left out. */
@@ -151,6 +152,10 @@ export class ReplicaGroup {
  */
 function leftReplicaAsItWas({ kind, code }: StorageError): boolean {
   return kind === 'request' || kind === 'resource' || code === 'BUSY';
+}
+
+function didAlone({ address }: Member): StorageError {
+  return new StorageError('INVALID_STATE', `${address} did what every readable replica refused`);
 }
 
 async function runOn(

@@ -288,6 +288,15 @@ t.test('what every replica refuses or takes back costs none of them', async (t) 
   }
 });
 
+t.test('a snapshot that only the replica being rebuilt took costs that one alone', async (t) => {
+  const bed = await startEngine(1, 1);
+  await bed.engine.addReplica('tcp://r1:9502', true, 'WO');
+  const error = new StorageError('NO_SPACE', 'no space left on device');
+  replicaOf(bed, 0).controlFailure = { call: 'snapshot', error };
+  await t.rejects(bed.engine.snapshot('s1', {}), { code: 'NO_SPACE' });
+  t.same(modes(bed), ['RW', 'ERR'], 'it has a layer that the others lack');
+});
+
 t.test('a replica whose state after a failed snapshot is unknown leaves', async (t) => {
   const bed = await startEngine(2);
   const [refusing, broken] = [replicaOf(bed, 0), replicaOf(bed, 1)];
