@@ -66,6 +66,8 @@ export class TrimOperation implements RangeHolder {
 
   private finish(releasedBytes: number, error: StorageError | null): void {
     this.request.resultBytes = Math.max(0, releasedBytes);
+    // Not before: a flush that ran meanwhile has not made durable what came after its sync.
+    this.io.changes++;
     this.io.lock.release(this);
     this.request.done(error);
   }
@@ -143,7 +145,6 @@ export class TrimOperation implements RangeHolder {
     for (const { beginOffset, endOffset } of olderData) {
       const { file } = stack.head;
       try {
-        io.changes++;
         await clearSectors(io.queue, io.scratch, DISK_OP.zeroRange, file, beginOffset, endOffset);
       } catch (error) {
         await visitExtents(stack.head, beginOffset, endOffset, (begin, end) =>
@@ -162,7 +163,6 @@ export class TrimOperation implements RangeHolder {
     const { file } = io.stack.head;
     for (const { beginOffset, endOffset } of ranges) {
       if (this.headBytes(beginOffset, endOffset) === 0) continue;
-      io.changes++;
       await clearSectors(io.queue, io.scratch, DISK_OP.punchHole, file, beginOffset, endOffset);
       this.note(beginOffset, endOffset, 0);
     }

@@ -5,6 +5,7 @@ import t from 'tap';
 
 import { BLOCK_OP } from '../../src/core/block-device.js';
 import { SECTOR_BYTES } from '../../src/core/units.js';
+import { DISK_OP, type DiskOp } from '../../src/disk/disk.js';
 import { ImageChain } from '../../src/image/chain.js';
 import {
   chainDefaults,
@@ -21,6 +22,36 @@ import {
 import { MemoryDisk } from '../support/memory-disk.js';
 
 const S = SECTOR_BYTES;
+
+/** Keeps the next operation of this kind from the disk; resolves with what lets it go on. */
+function holdNext(disk: MemoryDisk, op: DiskOp): Promise<() => void> {
+  const { queue } = disk;
+  const submit = queue.submit.bind(queue);
+  return new Promise((resolve) => {
+    queue.submit = (request) => {
+      if (request.op !== op) submit(request);
+      else {
+        queue.submit = submit;
+        resolve(() => submit(request));
+      }
+    };
+  });
+}
+
+t.test('P2: a flush during a trim does not stand for the flush after it', async (t) => {
+  const { disk, chain } = await memoryChain(2);
+  await writeBytes(disk, chain, 0, sectorsOf(1, 2));
+  await snapshot(chain, 'a');
+  const clearing = holdNext(disk, DISK_OP.zeroRange);
+  const zeroed = control(chain, BLOCK_OP.writeZeroes, 0, S);
+  const goOn = await clearing;
+  await control(chain, BLOCK_OP.flush);
+  goOn();
+  await zeroed;
+  await control(chain, BLOCK_OP.flush);
+  disk.restart();
+  t.strictSame(await sectorBytes(disk, await openChain(disk, '/volume')), [0, 1]);
+});
 
 t.test('writes during a snapshot are durable after the next flush', async (t) => {
   const { disk, chain } = await memoryChain(64);
