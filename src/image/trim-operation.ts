@@ -80,9 +80,12 @@ export class TrimOperation implements RangeHolder {
     try {
       const removed = await this.ancestors.belowHead(this.marksAncestors);
       if (this.beginOffset < this.endOffset) releasedBytes = await this.trim(removed);
-      if (this.request.fua) await this.syncHead();
     } finally {
       await counted;
+    }
+    if (this.request.fua) {
+      await this.syncHead();
+      await io.counter?.sync();
     }
     return releasedBytes;
   }

@@ -121,7 +121,6 @@ export class WriteOperation
   }
 
   private completeWrite(result: number): void {
-    this.io.changes++;
     if (result !== this.lengthBytes) {
       void this.findWhatWasWritten(diskError(result, 'write', this.file.path));
       return;
@@ -129,28 +128,24 @@ export class WriteOperation
     const { stack } = this.io;
     stack.index.fill(this.pieceOffset / SECTOR_BYTES, this.pieceEnd / SECTOR_BYTES, stack.headId);
     if (this.pieceEnd < this.endOffset) this.startPiece();
-    else this.dataWritten();
+    else this.finishOne();
   }
 
-  private dataWritten(): void {
-    if (!(this.request as BlockRequest).fua) {
-      this.finishOne();
-      return;
-    }
-    this.changesBefore = this.io.changes;
+  private sync(file: DiskFile): void {
     this.op = DISK_OP.sync;
+    this.file = file;
     this.io.queue.submit(this);
   }
 
   private completeSync(result: number): void {
-    if (result < 0) {
-      this.io.syncFailure ??= diskError(result, 'sync', this.file.path);
-      this.error ??= this.io.syncFailure;
-    } else {
-      this.error ??= this.io.syncFailure;
-      this.io.durableChanges = Math.max(this.io.durableChanges, this.changesBefore);
-    }
-    this.finishOne();
+    const { io } = this;
+    if (result < 0) io.syncFailure ??= diskError(result, 'sync', this.file.path);
+    else if (io.counter !== null && this.file !== io.counter.file) {
+      this.sync(io.counter.file);
+      return;
+    } else io.durableChanges = Math.max(io.durableChanges, this.changesBefore);
+    this.error = io.syncFailure;
+    this.finish();
   }
 
   /**
@@ -216,6 +211,15 @@ export class WriteOperation
   private finishOne(): void {
     this.pendingCount--;
     if (this.pendingCount > 0) return;
+    // Not before the revision is written: a flush counts on both.
+    this.io.changes++;
+    if ((this.request as BlockRequest).fua && this.error === null) {
+      this.changesBefore = this.io.changes;
+      this.sync(this.io.stack.head.file);
+    } else this.finish();
+  }
+
+  private finish(): void {
     const request = this.request as BlockRequest;
     const { scratchOffset, error } = this;
     this.request = null;

@@ -53,6 +53,21 @@ t.test('P2: a flush during a trim does not stand for the flush after it', async 
   t.strictSame(await sectorBytes(disk, await openChain(disk, '/volume')), [0, 1]);
 });
 
+t.test('P2: what makes a write durable makes its revision durable too', async (t) => {
+  const options = { revisionCounter: true };
+  const { disk, chain } = await memoryChain(4, options);
+  await writeBytes(disk, chain, 0, sectorsOf(1));
+  await writeBytes(disk, chain, S, sectorsOf(2), true);
+  disk.restart();
+  const again = await openChain(disk, '/volume', options);
+  t.equal(again.revisionCounter, 2, 'a write with fua');
+  await writeBytes(disk, again, 2 * S, sectorsOf(3));
+  await writeBytes(disk, again, 3 * S, sectorsOf(4), true);
+  await control(again, BLOCK_OP.flush);
+  disk.restart();
+  t.equal((await openChain(disk, '/volume', options)).revisionCounter, 4, 'a flush after it');
+});
+
 t.test('writes during a snapshot are durable after the next flush', async (t) => {
   const { disk, chain } = await memoryChain(64);
   await writeBytes(disk, chain, 0, sectorsOf(1));
