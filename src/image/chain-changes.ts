@@ -49,7 +49,7 @@ export async function takeSnapshot(state: ChainState, snapshot: NewSnapshot): Pr
   const frozen = { ...oldHead, ...snapshotFields(snapshot), name: diskName };
   const newHead = headRecord(nextHeadName(oldHead.name), diskName, snapshot.created);
   // Most of what is not durable yet becomes so while requests still run.
-  await state.io.stack.head.file.sync();
+  await state.io.syncLayer(state.io.stack.head);
   const file = await createHead(state.store, newHead, snapshot.sizeBytes);
   try {
     await linkSnapshot(state.store, oldHead.name, frozen);
@@ -98,7 +98,7 @@ async function commitSnapshot(
   const held = await io.quiesce();
   try {
     // Frozen layers are durable, so that flush has only the head to care for.
-    await io.stack.head.file.sync();
+    await io.syncLayer(io.stack.head);
     const meta = { ...state.meta, head: newHead.name, parent: frozen.name, sizeBytes };
     await writeOpenMeta(state, meta);
     state.table.delete(state.meta.head);
@@ -246,7 +246,7 @@ export async function reloadChain(state: ChainState): Promise<void> {
   const { io, store } = state;
   const held = await io.quiesce();
   try {
-    await io.stack.head.file.sync();
+    await io.syncLayer(io.stack.head);
     const { meta: stored, table } = await readDirectory(store);
     const { backingFilePath } = state.meta;
     const chain = table.chainFrom(stored.head);

@@ -3,7 +3,7 @@
 // range, so a request that holds any range sees a chain that stands still.
 
 import { BLOCK_OP, type BlockRequest } from '../core/block-device.js';
-import { StorageError } from '../core/errors.js';
+import { StorageError, toStorageError } from '../core/errors.js';
 import { RangeLock, type RangeHolder } from '../core/range-lock.js';
 import type { Slab } from '../core/slab.js';
 import type { DiskFile, DiskQueue } from '../disk/disk.js';
@@ -68,6 +68,16 @@ export class ChainIo {
   /** A second handle to a frozen layer's file, which is otherwise open for reading only. */
   openWritable(layer: Layer): Promise<DiskFile> {
     return this.stack.disk.open(`${this.directory}/${layer.diskName}`, { writable: true });
+  }
+
+  /** Makes a layer that was written durable. @throws IO_ERROR, as every flush from then on. */
+  async syncLayer(layer: Layer): Promise<void> {
+    try {
+      await layer.file.sync();
+    } catch (error) {
+      this.syncFailure ??= toStorageError(error);
+      throw error;
+    }
   }
 
   /** Waits until nothing is in flight and holds later requests back until release(). */

@@ -192,7 +192,7 @@ async function pruneRange(
     await visitExtents(head, begin, end, collect);
     if (extents.length === 0) return;
     // What hides the snapshot's data must be durable before that data goes.
-    await head.file.sync();
+    await io.syncLayer(head);
     for (const [from, to] of extents) {
       await clearSectors(io.queue, io.scratch, DISK_OP.punchHole, snapshot, from, to);
     }

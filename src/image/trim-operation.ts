@@ -8,7 +8,7 @@ import type { BlockRequest } from '../core/block-device.js';
 import { toStorageError, type StorageError } from '../core/errors.js';
 import type { RangeHolder } from '../core/range-lock.js';
 import { alignDown, alignUp, SECTOR_BYTES } from '../core/units.js';
-import { DISK_OP, type DiskFile } from '../disk/disk.js';
+import { DISK_OP } from '../disk/disk.js';
 import type { ChainIo } from './chain-io.js';
 import { clearSectors } from './disk-work.js';
 import { visitExtents, type Layer } from './layer-stack.js';
@@ -84,7 +84,7 @@ export class TrimOperation implements RangeHolder {
       await counted;
     }
     if (this.request.fua) {
-      await this.syncHead();
+      await io.syncLayer(io.stack.head);
       await io.counter?.sync();
     }
     return releasedBytes;
@@ -116,7 +116,7 @@ export class TrimOperation implements RangeHolder {
     const ownedBefore = this.headBytes();
     await this.hide(mergeRanges([...kept, ...deadRanges]));
     if (deadRanges.length > 0) {
-      await this.syncHead();
+      await io.syncLayer(stack.head);
       for (const { layer, ranges } of dead) await this.punchRemoved(layer, ranges);
       await this.punchHead(subtractRanges(deadRanges, kept));
     }
@@ -182,11 +182,6 @@ export class TrimOperation implements RangeHolder {
     } finally {
       await file.close();
     }
-  }
-
-  private async syncHead(): Promise<void> {
-    const file: DiskFile = this.io.stack.head.file;
-    await file.sync();
   }
 
   private note(beginOffset: number, endOffset: number, owner: number): void {

@@ -68,6 +68,27 @@ t.test('P2: what makes a write durable makes its revision durable too', async (t
   t.equal((await openChain(disk, '/volume', options)).revisionCounter, 4, 'a flush after it');
 });
 
+t.test('P2: after any failed sync of the head no flush succeeds', async (t) => {
+  const tries: Record<string, (chain: ImageChain) => Promise<unknown>> = {
+    'a snapshot': (chain: ImageChain) => snapshot(chain, 'b'),
+    'a trim over removed data': (chain: ImageChain) => control(chain, BLOCK_OP.unmap, S, S),
+    'a purge behind the head': (chain: ImageChain) => chain.prune('a'),
+    'a reload': (chain: ImageChain) => chain.reload(),
+  };
+  for (const [what, run] of Object.entries(tries)) {
+    const { disk, chain } = await memoryChain(2);
+    await writeBytes(disk, chain, 0, sectorsOf(1, 2));
+    await snapshot(chain, 'a');
+    await chain.markRemoved('a');
+    await writeBytes(disk, chain, 0, sectorsOf(2));
+    // The kernel tells of a failure once and drops what it could not write.
+    disk.fault = ({ kind }) => (kind === 'sync' ? 'IO_ERROR' : null);
+    await t.rejects(async () => void (await run(chain)), { code: 'IO_ERROR' }, what);
+    disk.fault = null;
+    await t.rejects(control(chain, BLOCK_OP.flush), { code: 'IO_ERROR' }, `a flush after ${what}`);
+  }
+});
+
 t.test('writes during a snapshot are durable after the next flush', async (t) => {
   const { disk, chain } = await memoryChain(64);
   await writeBytes(disk, chain, 0, sectorsOf(1));
