@@ -115,9 +115,9 @@ export class Engine {
 
   /** Starts an expansion and returns; see `expansion` for its end. @throws INVALID_ARGUMENT, BUSY. */
   expand(sizeBytes: number): void {
-    const running = this.expansion.start(sizeBytes);
-    // Control operations wait for it; its own failures are kept in `expansion`.
-    void this.mutex.run(() => running);
+    if (!this.expansion.begin(sizeBytes)) return;
+    // In turn with all control operations; its own failures are kept in `expansion`.
+    void this.mutex.run(() => this.expansion.run(sizeBytes));
   }
 
   addReplica(address: string, needsSnapshot: boolean, mode: 'WO' | 'RW'): Promise<void> {

@@ -35,8 +35,11 @@ export class Expansion {
     this.parts = parts;
   }
 
-  /** Returns once the expansion has begun. @throws INVALID_ARGUMENT, BUSY. */
-  start(sizeBytes: number): Promise<void> {
+  /**
+   * From here on others are told that it runs, and run() must follow. False when the volume has
+   * this size already. @throws INVALID_ARGUMENT, BUSY.
+   */
+  begin(sizeBytes: number): boolean {
     try {
       this.check(sizeBytes);
     } catch (error) {
@@ -47,25 +50,11 @@ export class Expansion {
     this.lastFailedAt = '';
     this.isRunning = sizeBytes !== this.parts.volume.sizeBytes;
     this.parts.volume.isExpanding = this.isRunning;
-    return this.run(sizeBytes).finally(() => {
-      this.isRunning = false;
-      this.parts.volume.isExpanding = false;
-    });
+    return this.isRunning;
   }
 
-  private check(sizeBytes: number): void {
-    if (this.isRunning) throw new StorageError('BUSY', 'controller expansion is in progress');
-    if (!isSectorAligned(sizeBytes)) {
-      const text = `requested expansion size ${sizeBytes} not multiple of volume sector size ${SECTOR_BYTES}`;
-      throw new StorageError('INVALID_ARGUMENT', text);
-    }
-    if (sizeBytes < this.parts.volume.sizeBytes) {
-      const text = `controller cannot be expanded to a smaller size ${sizeBytes}`;
-      throw new StorageError('INVALID_ARGUMENT', text);
-    }
-  }
-
-  private async run(sizeBytes: number): Promise<void> {
+  /** What goes wrong is kept in lastError. */
+  async run(sizeBytes: number): Promise<void> {
     const { group, volume, settings, log } = this.parts;
     try {
       await checkSnapshotLimits(group, settings);
@@ -77,6 +66,21 @@ export class Expansion {
       const { message } = toStorageError(error);
       if (this.lastError === '') this.failed(message);
       log.error('volume.expansion.failed', { sizeBytes, error });
+    } finally {
+      this.isRunning = false;
+      volume.isExpanding = false;
+    }
+  }
+
+  private check(sizeBytes: number): void {
+    if (this.isRunning) throw new StorageError('BUSY', 'controller expansion is in progress');
+    if (!isSectorAligned(sizeBytes)) {
+      const text = `requested expansion size ${sizeBytes} not multiple of volume sector size ${SECTOR_BYTES}`;
+      throw new StorageError('INVALID_ARGUMENT', text);
+    }
+    if (sizeBytes < this.parts.volume.sizeBytes) {
+      const text = `controller cannot be expanded to a smaller size ${sizeBytes}`;
+      throw new StorageError('INVALID_ARGUMENT', text);
     }
   }
 

@@ -275,6 +275,25 @@ t.test('a snapshot name that is none is refused before any replica is asked', as
   t.notOk(replicaOf(bed, 0).calls.includes('snapshot'));
 });
 
+t.test('an expansion waits for the control operation before it', async (t) => {
+  const bed = await startEngine(1);
+  const replica = replicaOf(bed, 0);
+  let finish: () => void = () => undefined;
+  replica.control.snapshot = () => new Promise((resolve) => (finish = resolve));
+  const taken = bed.engine.snapshot('s1', {});
+  await settle();
+  bed.engine.expand(2 * VOLUME_BYTES);
+  t.throws(() => bed.engine.expand(2 * VOLUME_BYTES), { code: 'BUSY' });
+  await settle();
+  t.notOk(replica.calls.includes('expand'), 'replicas see changes in one order');
+  replica.control.snapshot = () => Promise.resolve();
+  finish();
+  await taken;
+  await bed.engine.shutdownFrontend();
+  t.ok(replica.calls.includes('expand'), 'and what comes later waits for it');
+  t.equal(bed.engine.volume.sizeBytes, 2 * VOLUME_BYTES);
+});
+
 t.test('what every replica refuses or takes back costs none of them', async (t) => {
   const codes = ['TOO_MANY_SNAPSHOTS', 'NO_SPACE', 'INVALID_NAME', 'BUSY'] as const;
   for (const code of codes) {
