@@ -33,20 +33,27 @@ const SOURCE_DIRECTORIES = ['src', 'native', 'test', 'bench', 'scripts', 'docs']
 const SOURCE_ENDINGS = ['.ts', '.cc', '.h', '.mjs', '.md', '.proto'];
 
 let stepNumber = 0;
+/** After Ctrl-C the story may fail anywhere, and nobody wants to read how. */
+let isInterrupted = false;
 const startedMs = Date.now();
 
 function step(text) {
+  if (isInterrupted) return;
   stepNumber++;
   const seconds = ((Date.now() - startedMs) / 1000).toFixed(1);
   console.log(`\n[${seconds.padStart(5)} s] ${stepNumber}. ${text}`);
 }
 
 function say(text) {
+  if (isInterrupted) return;
   console.log(`          ${text.split('\n').join('\n          ')}`);
 }
 
 /** Empties the directory of an earlier quickstart; refuses one that is something else. */
 function prepareDirectory(directory) {
+  if (existsSync(directory) && !statSync(directory).isDirectory()) {
+    throw new Error(`${directory} is not a directory; choose another --dir`);
+  }
   const marker = join(directory, MARKER);
   const isForeign = existsSync(directory) && !existsSync(marker);
   if (isForeign && readdirSync(directory).length > 0) {
@@ -56,8 +63,14 @@ function prepareDirectory(directory) {
   if (runningPid > 0 && isRunning(runningPid)) {
     throw new Error(`a quickstart (pid ${runningPid}) is running in ${directory}; stop it first`);
   }
-  rmSync(directory, { recursive: true, force: true });
-  mkdirSync(directory, { recursive: true, mode: 0o700 });
+  try {
+    rmSync(directory, { recursive: true, force: true });
+    // Not recursive: Node 20 never returns where mkdir says ENOENT below a parent that exists (/proc).
+    mkdirSync(directory, { mode: 0o700 });
+  } catch (error) {
+    const text = `cannot create ${directory}: ${error.code}; --dir must be in an existing directory`;
+    throw new Error(`${text} that you may write to`);
+  }
   writeFileSync(marker, String(process.pid));
 }
 
@@ -127,6 +140,7 @@ async function writeWhile(stack, action) {
     '--verify=crc32c',
     '--do_verify=1',
     '--verify_fatal=1',
+    '--verify_state_save=0',
   ];
   const child = spawn('fio', args, { stdio: ['ignore', 'pipe', 'pipe'] });
   let output = '';
@@ -276,6 +290,7 @@ export async function tellStory({ once, directory, missingPrograms }) {
       return 0;
     }
     told.catch(() => undefined);
+    isInterrupted = true;
     console.log('\nInterrupted; stopping.');
     return 130;
   } catch (error) {
