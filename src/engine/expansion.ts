@@ -6,7 +6,7 @@ import { StorageError, toStorageError } from '../core/errors.js';
 import type { Logger } from '../core/log.js';
 import { isSectorAligned, SECTOR_BYTES } from '../core/units.js';
 import type { FrontendPort } from './frontend-port.js';
-import type { MemberResult, ReplicaGroup } from './replica-group.js';
+import { leftReplicaAsItWas, type MemberResult, type ReplicaGroup } from './replica-group.js';
 import { checkSnapshotLimits } from './snapshot.js';
 import type { EngineSettings } from './settings.js';
 import type { Volume } from './volume.js';
@@ -20,9 +20,11 @@ export interface ExpansionParts {
   readonly log: Logger;
 }
 
-/** A replica's failed expansion left it as it was. */
+/** A replica's failed expansion left it as it was: refused, or taken back. */
 function wasRolledBack(error: StorageError): boolean {
-  return error.details['rollback'] === 'succeeded' || /RollbackSucceeded/.test(error.message);
+  if (error.details['rollback'] === 'succeeded' || /RollbackSucceeded/.test(error.message))
+    return true;
+  return leftReplicaAsItWas(error) && !/RollbackFailed/.test(error.message);
 }
 
 export class Expansion {
@@ -92,19 +94,23 @@ export class Expansion {
     const reasons = failures
       .map((f) => `${f.member.address}: ${f.error?.message ?? ''}`)
       .join('; ');
-    if (failures.length < results.length) {
+    if (results.some(({ member, error }) => member.mode === 'RW' && error === null)) {
       this.failAll(failures);
       this.failed(`the expansion succeeded, but some replica expansion failed: ${reasons}`);
       return;
     }
-    this.failAll(failures.filter((f) => !wasRolledBack(f.error as StorageError)));
+    // Those that are as they were stay; a WO replica that is larger now leaves.
+    this.failAll(results.filter(({ error }) => error === null || !wasRolledBack(error)));
     const text = `the expansion failed since all replica expansion failed: ${reasons}`;
     this.failed(text);
     throw new StorageError('PEER_ERROR', text);
   }
 
   private failAll(failures: readonly MemberResult[]): void {
-    for (const { member, error } of failures) this.parts.group.fail(member, error as StorageError);
+    for (const { member, error } of failures) {
+      const grewAlone = 'only this replica, which is not readable, was expanded';
+      this.parts.group.fail(member, error ?? new StorageError('INVALID_STATE', grewAlone));
+    }
   }
 
   private failed(text: string): void {

@@ -150,7 +150,7 @@ export class ReplicaGroup {
  * A replica refuses a senseless or excluded request before it changes anything, and takes a change
  * back for which it has no space; where it could not, it refuses every further request itself.
  */
-function leftReplicaAsItWas({ kind, code }: StorageError): boolean {
+export function leftReplicaAsItWas({ kind, code }: StorageError): boolean {
   return kind === 'request' || kind === 'resource' || code === 'BUSY';
 }
 

@@ -275,6 +275,35 @@ t.test('a snapshot name that is none is refused before any replica is asked', as
   t.notOk(replicaOf(bed, 0).calls.includes('snapshot'));
 });
 
+t.test('an expansion that every replica refuses costs none of them', async (t) => {
+  const failed = 'FunctionFailedRollbackFailed: no space left on device';
+  for (const [text, mode] of [
+    ['no space left on device', 'RW'],
+    [failed, 'ERR'],
+  ] as const) {
+    const bed = await startEngine(2);
+    for (const replica of bed.replicas) {
+      replica.controlFailure = { call: 'expand', error: new StorageError('NO_SPACE', text) };
+    }
+    bed.engine.expand(2 * VOLUME_BYTES);
+    await bed.engine.shutdownFrontend();
+    t.same(modes(bed), [mode, mode]);
+    t.equal(bed.engine.volume.sizeBytes, VOLUME_BYTES);
+  }
+});
+
+t.test('an expansion that only the replica being rebuilt did costs that one alone', async (t) => {
+  const bed = await startEngine(1, 1);
+  await bed.engine.addReplica('tcp://r1:9502', true, 'WO');
+  const error = new StorageError('NO_SPACE', 'full', { rollback: 'succeeded' });
+  replicaOf(bed, 0).controlFailure = { call: 'expand', error };
+  bed.engine.expand(2 * VOLUME_BYTES);
+  await bed.engine.shutdownFrontend();
+  t.same(modes(bed), ['RW', 'ERR']);
+  t.equal(bed.engine.volume.sizeBytes, VOLUME_BYTES);
+  t.match(bed.engine.expansion.lastError, 'failed since all replica expansion failed');
+});
+
 t.test('an expansion waits for the control operation before it', async (t) => {
   const bed = await startEngine(1);
   const replica = replicaOf(bed, 0);
