@@ -1,7 +1,7 @@
 // What every daemon of the data path is made of: logger, clock, I/O memory, sockets, an orderly
 // end. Only cli/ builds these; everything below receives them.
 
-import { mkdirSync, readFileSync } from 'node:fs';
+import { mkdirSync, readFileSync, readlinkSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setFlagsFromString } from 'node:v8';
@@ -94,10 +94,14 @@ export function stopOnSignal(log: Logger, stop: () => Promise<void>): void {
   process.on('SIGINT', begin);
 }
 
-/** Identity of the running kernel: equal for processes of one machine; '' when unknown. */
+/**
+ * Equal for processes that run under one kernel and see the same files; '' when unknown. In two
+ * containers one path can lead to the sockets of two different replicas.
+ */
 export function hostBootId(): string {
   try {
-    return readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim();
+    const bootId = readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim();
+    return `${bootId} ${readlinkSync('/proc/self/ns/mnt')}`;
   } catch {
     return '';
   }
