@@ -464,20 +464,18 @@ export class ImageChain implements BlockDevice {
 
   private async shutDown(isClean: boolean): Promise<void> {
     const { io, state } = this;
-    const held = await io.quiesce();
-    const mayBeTrusted = io.refusal === null && io.syncFailure === null;
+    const mayBeTrusted = io.refusal === null;
+    // First, so that nothing comes to wait behind the last sync.
     io.refusal ??= new StorageError('CLOSED', 'the image chain is closed');
+    await this.purge.whenIdle();
+    const held = await io.quiesce();
     try {
-      if (io.isReadOnly || !isClean || !mayBeTrusted) return;
+      if (io.isReadOnly || !isClean || !mayBeTrusted || io.syncFailure !== null) return;
       await io.stack.head.file.sync();
       await io.counter?.sync();
       await state.store.writeVolume({ ...state.meta, dirty: false });
     } finally {
-      // Later requests are refused, but some may have been waiting for the range.
       held.release();
-      await this.purge.whenIdle();
-      const last = await io.quiesce();
-      last.release();
       await io.stack.closeFiles();
       await io.counter?.close();
     }

@@ -153,6 +153,28 @@ t.test('a write that the disk has room for in part shows exactly that part', asy
   t.strictSame(await sectorBytes(disk, again), live, 'and so it stays');
 });
 
+t.test(
+  'what was waiting when the chain was closed is durable before it counts as clean',
+  async (t) => {
+    const { disk, chain } = await memoryChain(1);
+    await writeBytes(disk, chain, 0, sectorsOf(1));
+    const writing = holdNext(disk, DISK_OP.write);
+    const first = writeBytes(disk, chain, 0, sectorsOf(2));
+    const goOn = await writing;
+    const closing = chain.close();
+    await Promise.resolve();
+    const second = writeBytes(disk, chain, 0, sectorsOf(3)).then(
+      () => 3,
+      () => 2,
+    );
+    goOn();
+    await Promise.all([first, closing]);
+    const last = await second;
+    disk.restart();
+    t.strictSame(await sectorBytes(disk, await openChain(disk, '/volume')), [last]);
+  },
+);
+
 t.test('closing stops a purge at its next step and nothing is lost', async (t) => {
   const { disk, chain } = await memoryChain(600);
   await snapshot(chain, 'a');
