@@ -123,7 +123,7 @@ class Rebuild {
       await this.join(true);
     }
     this.hasJoined = true;
-    await this.fill();
+    await this.fill(isMember && replica.rebuilding);
   }
 
   private async startWith(): Promise<void> {
@@ -246,13 +246,16 @@ class Rebuild {
     this.report('finish');
   }
 
-  /** From WO to RW. */
-  private async fill(): Promise<void> {
+  /**
+   * From WO to RW.
+   * @param isMarked an interrupted rebuild has set the replica's flag; it refuses to be told twice.
+   */
+  private async fill(isMarked: boolean): Promise<void> {
     const { connections, request } = this;
     const { address } = request;
     const sources = await this.sources();
     this.throwIfAborted();
-    await this.setRebuilding(true);
+    if (!isMarked) await this.setRebuilding(true);
     this.report('prepare');
     const files = await this.prepare();
     this.report('sync', 0, sources);

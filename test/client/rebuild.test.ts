@@ -136,7 +136,8 @@ t.test('a failure before verification leaves it WO; the same call takes it up ag
     fake.failing = '';
     fake.calls.length = 0;
     t.equal(await add(fake), null, `${failing}: again`);
-    t.same(fake.calls, FILL, `${failing}: without joining twice`);
+    const isMarked = failing !== 'rebuilding true';
+    t.same(fake.calls, FILL.slice(isMarked ? 1 : 0), `${failing}: without joining twice`);
   }
 });
 

@@ -138,6 +138,8 @@ export class FakeVolume {
       },
       rebuildingSet: ({ rebuilding }) => {
         this.note(`rebuilding ${rebuilding}`);
+        // As a replica does: it refuses what it is already.
+        if (rebuilding === this.rebuilding) throw new StorageError('INVALID_STATE', 'no change');
         this.rebuilding = rebuilding;
         return answer();
       },
