@@ -139,10 +139,10 @@ export class ReplicaGroup {
     if (port !== null) this.closePort(port);
   }
 
-  /** The last live replica gets twice the time: giving it up means giving up the volume. */
+  /** The last readable replica gets twice the time: giving it up means giving up the volume. */
   private silenceMaxMs(): number {
     const { replicaTimeoutMs } = this.options;
-    return this.membership.live.length > 1 ? replicaTimeoutMs : 2 * replicaTimeoutMs;
+    return this.membership.readable.length > 1 ? replicaTimeoutMs : 2 * replicaTimeoutMs;
   }
 }
 

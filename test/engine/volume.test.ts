@@ -471,6 +471,16 @@ t.test('a single rebuilding replica is started and its flag cleared', async (t) 
   t.same(replica.calls.includes('setRebuilding'), true);
 });
 
+t.test('the last readable replica may be silent for twice as long', async (t) => {
+  const bed = await startEngine(2, 1);
+  const silenceMaxMs = (): number | undefined => replicaOf(bed, 0).connectOptions?.silenceMaxMs();
+  const shortMs = silenceMaxMs() as number;
+  await bed.engine.removeReplica('tcp://r1:9502');
+  t.equal(silenceMaxMs(), 2 * shortMs);
+  await bed.engine.addReplica('tcp://r2:9502', true, 'WO');
+  t.equal(silenceMaxMs(), 2 * shortMs, 'one that is being rebuilt cannot replace it');
+});
+
 t.test('metrics show the last whole second', async (t) => {
   const bed = await startEngine(1);
   const { metrics } = bed.engine.volume;
