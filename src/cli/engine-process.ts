@@ -13,12 +13,12 @@ import { createRpcServer } from '../rpc/server.js';
 import type { Endpoint } from '../transport/connection.js';
 import { EXIT_CODE } from './exit-codes.js';
 import { type NbdTlsFiles, SwitchableFrontend } from './frontends.js';
+import { parseListenAddress } from './listen-address.js';
 import {
   createDaemonLogger,
   createRuntime,
   exitOnStartFailure,
   hostBootId,
-  parseListenAddress,
   type Runtime,
   stopOnSignal,
   settleSoon,

@@ -7,7 +7,8 @@ import { dirname, join } from 'node:path';
 import { StorageError } from '../core/errors.js';
 import type { Logger, LogLevel } from '../core/log.js';
 import type { DiskBackend } from '../addon/addon.js';
-import { createNativeDisk } from '../disk/native-disk.js';
+import { createNativeDisk, type NativeDisk } from '../disk/native-disk.js';
+import type { NativeDiskFile } from '../disk/native-disk-file.js';
 import { startDataServer } from '../replica/data-server.js';
 import { ReplicaServiceDefinition } from '../api/generated/replica.js';
 import { EnginePresence } from '../replica/engine-presence.js';
@@ -17,12 +18,12 @@ import { statusUnknown } from '../rpc/error-map.js';
 import { createRpcServer } from '../rpc/server.js';
 import type { Endpoint } from '../transport/connection.js';
 import { EXIT_CODE } from './exit-codes.js';
+import { parseListenAddress } from './listen-address.js';
 import {
   createDaemonLogger,
   createRuntime,
   exitOnStartFailure,
   hostBootId,
-  parseListenAddress,
   type Runtime,
   stopOnSignal,
   settleSoon,
@@ -72,6 +73,7 @@ async function serve(options: ReplicaProcessOptions, runtime: Runtime): Promise<
   const { directory, volumeName, instanceName } = options;
   await makeDirectory(directory);
   const disk = createNativeDisk({ slab, backend: options.diskBackend, log });
+  const directoryLock = await lockDirectory(disk, directory);
   const replica = await Replica.at({
     disk,
     directory,
@@ -118,6 +120,7 @@ async function serve(options: ReplicaProcessOptions, runtime: Runtime): Promise<
     await replica.close();
     await server.close(CONTROL_GRACE_MS);
     await transport.shutdown();
+    await directoryLock.close();
     await disk.shutdown();
   });
 }
@@ -131,6 +134,15 @@ async function makeDirectory(directory: string): Promise<void> {
   });
   if ((await stat(directory)).isDirectory()) return;
   throw new StorageError('INVALID_ARGUMENT', `${directory} is not a directory`, { directory });
+}
+
+/** Two processes that write one chain would destroy it (P6). The kernel frees the lock at our end. */
+async function lockDirectory(disk: NativeDisk, directory: string): Promise<NativeDiskFile> {
+  const lock = await disk.open(directory, { writable: false, direct: false });
+  if (await lock.tryLock()) return lock;
+  await lock.close();
+  const text = `another process serves the replica in ${directory}`;
+  throw new StorageError('BUSY', text, { directory });
 }
 
 /** Serves data on a socket in the replica's directory; '' when its path is too long or it fails. */

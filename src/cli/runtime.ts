@@ -8,7 +8,7 @@ import { setFlagsFromString } from 'node:v8';
 import { addon } from '../addon/addon.js';
 import { realClock } from '../core/clock-real.js';
 import type { Clock } from '../core/clock.js';
-import { StorageError, toStorageError } from '../core/errors.js';
+import { toStorageError } from '../core/errors.js';
 import { CONNECTIONS_MAX } from '../core/limits.js';
 import { createLogger, type Logger, type LogLevel } from '../core/log.js';
 import type { Slab } from '../core/slab.js';
@@ -113,17 +113,6 @@ export function defaultRuntimeDirectory(env: NodeJS.ProcessEnv): string {
   const own = env['XDG_RUNTIME_DIR'] ?? join(tmpdir(), `longhorn-${process.getuid?.() ?? 0}`);
   mkdirSync(own, { recursive: true, mode: 0o700 });
   return own;
-}
-
-/** Parses HOST:PORT, [V6]:PORT or :PORT. @throws INVALID_ARGUMENT. */
-export function parseListenAddress(text: string): { host: string; port: number } {
-  const match = /^(?:\[([^\]]+)\]|([^:/]*)):(\d{1,5})$/.exec(text);
-  const port = Number(match?.[3]);
-  if (match === null || port > 65535) {
-    throw new StorageError('INVALID_ARGUMENT', `'${text}' is not HOST:PORT`);
-  }
-  const host = match[1] ?? match[2] ?? '';
-  return { host: host === '' ? '0.0.0.0' : host, port };
 }
 
 /** A daemon that cannot start says why in one line of JSON and exits. */

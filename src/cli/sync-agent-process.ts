@@ -16,12 +16,12 @@ import { createFileLock, type NodeLock } from '../sync/node-lock.js';
 import { SyncAgent } from '../sync/sync-agent.js';
 import { controlPath } from './data-paths.js';
 import { EXIT_CODE } from './exit-codes.js';
+import { parseListenAddress } from './listen-address.js';
 import {
   createDaemonLogger,
   createRuntime,
   defaultRuntimeDirectory,
   exitOnStartFailure,
-  parseListenAddress,
   type Runtime,
   stopOnSignal,
   settleSoon,
