@@ -102,7 +102,7 @@ const BASH: ShellDialect = {
   wordLoop: `for word in "\${COMP_WORDS[@]:1:COMP_CWORD-1}"; do`,
   offer: (words) => `COMPREPLY=( $(compgen -W "${words}" -- "$cur") )`,
   offerFiles: `COMPREPLY=( $(compgen -f -- "$cur") )`,
-  after: 'complete -F _longhorn longhorn',
+  after: 'complete -o default -F _longhorn longhorn',
 };
 
 const ZSH: ShellDialect = {

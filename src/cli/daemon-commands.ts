@@ -6,9 +6,16 @@ import { SNAPSHOT_COUNT_MAX } from '../core/limits.js';
 import type { LogLevel } from '../core/log.js';
 import type { Endpoint } from '../transport/connection.js';
 import { collect, sizeBytes, wholeNumber } from './flag-values.js';
+import { FRONTEND_NAMES } from './frontends.js';
+import { parseListenAddress } from './listen-address.js';
 
 const VOLUME_NAME_PATTERN = /^[a-zA-Z0-9][a-zA-Z0-9_.-]+$/;
 const VOLUME_NAME_LENGTH_MAX = 64;
+
+interface PortRange {
+  readonly firstPort: number;
+  readonly lastPort: number;
+}
 
 interface GlobalOptions {
   readonly volumeName: string;
@@ -27,6 +34,32 @@ function positiveNumber(text: string): number {
   const value = wholeNumber(text);
   if (value > 0) return value;
   throw new InvalidArgumentError('Must be 1 or more.');
+}
+
+/** Checks --listen before anything is created; the daemon parses it. */
+function listenAddress(text: string): string {
+  try {
+    parseListenAddress(text);
+    return text;
+  } catch {
+    throw new InvalidArgumentError('Use HOST:PORT, [IPV6]:PORT or :PORT.');
+  }
+}
+
+/** '' is Longhorn's own way to say none. */
+function frontendName(text: string): string {
+  if (text === '' || text === 'none' || FRONTEND_NAMES.includes(text)) return text;
+  throw new InvalidArgumentError(`Known frontends are ${FRONTEND_NAMES.join(', ')} and none.`);
+}
+
+/** Parses FIRST-LAST. */
+function portRange(text: string): PortRange {
+  const match = /^(\d{1,5})-(\d{1,5})$/.exec(text);
+  const [firstPort, lastPort] = [Number(match?.[1]), Number(match?.[2])];
+  if (match !== null && firstPort > 0 && firstPort <= lastPort && lastPort <= 65535) {
+    return { firstPort, lastPort };
+  }
+  throw new InvalidArgumentError('Use FIRST-LAST, for example 9700-9800.');
 }
 
 /** Parses unix:///PATH or HOST:PORT. */
@@ -76,8 +109,8 @@ function engineFlags(command: Command): Command {
   return command
     .requiredOption('--size <size>', 'size the volume should have', sizeBytes)
     .requiredOption('--current-size <size>', 'size the volume has now', sizeBytes)
-    .option('--listen <host:port>', 'address of the control API', 'localhost:9501')
-    .option('--frontend <name>', 'nbd, socket, rest or none', '')
+    .option('--listen <host:port>', 'address of the control API', listenAddress, 'localhost:9501')
+    .option('--frontend <name>', 'nbd, socket, rest or none (the default)', frontendName, '')
     .option('--replica <address>', 'tcp://HOST:PORT of a replica (repeat)', collect, [])
     .option('--enable-backend <name>', 'kept for Longhorn; only tcp exists', collect, [])
     .option('--upgrade', 'take a running volume over from another engine', false)
@@ -206,6 +239,7 @@ function replicaFlags(command: Command): Command {
     .option(
       '--listen <host:port>',
       'control API; data at port+1, sync agent at port+2',
+      listenAddress,
       'localhost:9502',
     )
     .option('--backing-file <path>', 'raw image under the oldest layer, or a directory with one')
@@ -269,7 +303,7 @@ async function replicaAction(
 
 interface SyncAgentFlags {
   readonly listen: string;
-  readonly listenPortRange: string;
+  readonly listenPortRange: PortRange;
   readonly replica: string;
   readonly replicaInstanceName: string;
 }
@@ -277,15 +311,12 @@ interface SyncAgentFlags {
 async function syncAgentAction(flags: SyncAgentFlags, command: Command): Promise<void> {
   const globals = command.optsWithGlobals<GlobalOptions>();
   const { runSyncAgent } = await import('./sync-agent-process.js');
-  const match = /^(\d+)-(\d+)$/.exec(flags.listenPortRange);
-  if (match === null) command.error(`error: '${flags.listenPortRange}' is not FIRST-LAST`);
   await runSyncAgent({
     directory: process.cwd(),
     volumeName: globals.volumeName,
     instanceName: flags.replicaInstanceName,
     listen: flags.listen,
-    firstPort: Number(match?.[1]),
-    lastPort: Number(match?.[2]),
+    ...flags.listenPortRange,
     replicaAddress: flags.replica,
     logLevel: logLevel(globals),
   });
@@ -314,9 +345,13 @@ export function registerDaemonCommands(program: Command): void {
   program
     .command('sync-agent')
     .summary('copy files of a replica for rebuilds, purge and hash snapshots')
-    .option('--listen <host:port>', 'address of the control API', 'localhost:9504')
-    .option('--listen-port-range <range>', 'ports for file transfers', '9700-9800')
-    .option('--replica <host:port>', 'control address of the replica', '')
+    .option('--listen <host:port>', 'address of the control API', listenAddress, 'localhost:9504')
+    .addOption(
+      new Option('--listen-port-range <range>', 'ports for file transfers')
+        .argParser(portRange)
+        .default({ firstPort: 9700, lastPort: 9800 }, '9700-9800'),
+    )
+    .requiredOption('--replica <host:port>', 'control address of the replica')
     .option('--replica-instance-name <name>', 'name that callers must mean', '')
     .addHelpText('after', SYNC_AGENT_EXAMPLES)
     .action(syncAgentAction);

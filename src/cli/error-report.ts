@@ -16,7 +16,9 @@ const HINT_OF_CODE: Partial<Record<ErrorCode, string>> = {
     '--volume-name, --engine-instance-name or --replica-instance-name.',
   NOT_FOUND: 'See what there is: longhorn snapshots info, longhorn ls-replica.',
   ALREADY_EXISTS: 'Choose another name, or remove what is there first.',
-  UNSUPPORTED: 'Compare the versions of both ends: longhorn version.',
+  UNSUPPORTED:
+    'Is that address the one that was meant (an engine, not a replica)? If so, compare the versions ' +
+    'of both ends: longhorn version.',
   BUSY: 'Wait until it has ended, then try again.',
   NO_BACKEND:
     'See the replicas with longhorn ls-replica; add a healthy one with longhorn add-replica.',

@@ -45,7 +45,7 @@ async function startNbd(options: FrontendOptions): Promise<RunningFrontend> {
     ...runtime,
     exports: new Map([[volumeName, { ...device, zeroesFast: true }]]),
     endpoints: options.nbdEndpoints.length === 0 ? [fallback] : options.nbdEndpoints,
-    ...(nbdTls.mode !== 'off' && { tls: await readTls(nbdTls) }),
+    ...(hasTls(nbdTls) && { tls: await readTls(nbdTls) }),
   });
   const first = server.endpoints[0] ?? fallback;
   return {
@@ -54,24 +54,48 @@ async function startNbd(options: FrontendOptions): Promise<RunningFrontend> {
   };
 }
 
+/** @throws INVALID_ARGUMENT for files without a mode: a volume meant to be private would not be. */
+function hasTls({ mode, certificate, key, clientCa }: NbdTlsFiles): boolean {
+  if (mode !== 'off') return true;
+  if (certificate === undefined && key === undefined && clientCa === undefined) return false;
+  const text = 'the --nbd-tls-… files need --nbd-tls allow or --nbd-tls require';
+  throw new StorageError('INVALID_ARGUMENT', text);
+}
+
 async function readTls(files: NbdTlsFiles): Promise<{
   mode: 'allow' | 'require';
   certificate: Buffer;
   key: Buffer;
   clientCa?: Buffer;
 }> {
-  const { readFile } = await import('node:fs/promises');
   const { mode, certificate, key, clientCa } = files;
   if (certificate === undefined || key === undefined || mode === 'off') {
     const text = 'NBD over TLS needs --nbd-tls-certificate and --nbd-tls-key';
     throw new StorageError('INVALID_ARGUMENT', text);
   }
-  return {
+  const tls = {
     mode,
-    certificate: await readFile(certificate),
-    key: await readFile(key),
-    ...(clientCa !== undefined && { clientCa: await readFile(clientCa) }),
+    certificate: await readPem('--nbd-tls-certificate', certificate),
+    key: await readPem('--nbd-tls-key', key),
+    ...(clientCa !== undefined && { clientCa: await readPem('--nbd-tls-client-ca', clientCa) }),
   };
+  const { createSecureContext } = await import('node:tls');
+  try {
+    createSecureContext({ cert: tls.certificate, key: tls.key, ca: tls.clientCa });
+  } catch (error) {
+    const reason = error instanceof Error ? error.message : String(error);
+    const text = `${certificate} and ${key} are not a PEM certificate and its key: ${reason}`;
+    throw new StorageError('INVALID_ARGUMENT', text, { certificate, key }, error);
+  }
+  return tls;
+}
+
+async function readPem(flag: string, path: string): Promise<Buffer> {
+  const { readFile } = await import('node:fs/promises');
+  return readFile(path).catch((error: NodeJS.ErrnoException) => {
+    const text = `cannot read ${flag} ${path}: ${error.code ?? error.message}`;
+    throw new StorageError('INVALID_ARGUMENT', text, { path }, error);
+  });
 }
 
 async function startSocket(options: FrontendOptions): Promise<RunningFrontend> {

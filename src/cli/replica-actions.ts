@@ -47,7 +47,7 @@ const COLUMNS: readonly Column<DescribedReplica>[] = [
   { title: 'STATE', text: ({ info }) => info?.state ?? '-', isWide: true },
   { title: 'SIZE', text: ({ info }) => info?.size ?? '-', isWide: true },
   { title: 'HEAD-BYTES', text: ({ info }) => String(info?.headFileSize ?? '-'), isWide: true },
-  { title: 'SNAPSHOTS', text: ({ info }) => String(info?.snapshotCountTotal ?? '-'), isWide: true },
+  { title: 'SNAPSHOTS', text: ({ info }) => String(info?.snapshotCountUsage ?? '-'), isWide: true },
   {
     title: 'SNAPSHOT-BYTES',
     text: ({ info }) => String(info?.snapshotSizeUsage ?? '-'),
@@ -69,7 +69,7 @@ function replicaData(replica: DescribedReplica): unknown {
     rebuilding: info.rebuilding,
     head: info.head,
     headBytes: info.headFileSize,
-    snapshotCount: info.snapshotCountTotal,
+    snapshotCount: info.snapshotCountUsage,
     snapshotBytes: info.snapshotSizeUsage,
     revisionCounter: info.revisionCounterDisabled ? null : info.revisionCounter,
     chain: info.chain,

@@ -38,6 +38,8 @@ export const CALL_DEADLINE_MS = 180_000;
 /** Longhorn's limit for calls that copy files: sync, clone, export. */
 export const LONG_CALL_DEADLINE_MS = 24 * 3_600_000;
 const CONNECT_TIMEOUT_MS = 10_000;
+/** System errors that say that nobody can be reached at the address. */
+const NOBODY_THERE = new Set(['ECONNREFUSED', 'ENOENT', 'ENOTFOUND', 'EHOSTUNREACH']);
 const TCP_KEEPALIVE_MS = 30_000;
 
 export type RpcAddress =
@@ -319,7 +321,7 @@ class Exchange {
       const text = `the peer reset the call with code ${resetCode}`;
       return new RpcError(statusOfReset(resetCode), text, null, error);
     }
-    const wasRefused = systemCode === 'ECONNREFUSED' || systemCode === 'ENOENT';
+    const wasRefused = NOBODY_THERE.has(systemCode);
     return new RpcError(
       RPC_STATUS.UNAVAILABLE,
       error === null ? 'the connection was lost' : errorText(error),

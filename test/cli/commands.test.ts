@@ -62,6 +62,9 @@ t.test('the program as a process: exit codes, streams, no stack traces', async (
   const debug = await runCli(...away, '--debug');
   t.match(debug.stderr, /\n +at .*connections/, 'stack traces when asked for');
   t.equal((await runCli('--url', 'nonsense', 'info')).code, EXIT_CODE.failure);
+  const nowhere = await runCli('--url', 'http://nosuch.invalid:1', 'info');
+  t.match(nowhere.stderr, /nosuch\.invalid.*\(CONNECTION_REFUSED\)\. Is /);
+  t.match((await runCli('--version')).stdout, /^\d+\.\d+\.\d+\n$/);
   const version = await runCli('version', '--client-only');
   t.equal(JSON.parse(version.stdout).clientVersion.cliAPIVersion, 12);
 });

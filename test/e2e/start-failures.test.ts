@@ -67,6 +67,16 @@ t.test('a replica needs a directory or a place for one', async (t) => {
   t.equal(await readFile(path, 'utf8'), 'not a directory', 'the file is as it was');
 });
 
+t.test('P6: a directory is served by one replica process at a time', async (t) => {
+  const stack = await newStack(t);
+  await stack.startReplicas(1);
+  const [first] = stack.replicas as [ReplicaSlot];
+  const second = await stack.addSlot(first.directory);
+  t.match(await startFailure(t, stack.launchReplica(second)), /another process serves/);
+  await first.daemon?.end('SIGKILL');
+  await stack.startReplica(second);
+});
+
 t.test('a replica has whole sectors', async (t) => {
   const stack = await newStack(t);
   const slot = await stack.addSlot();
@@ -81,6 +91,29 @@ t.test('an engine without a replica to reach says so', async (t) => {
   const text = await startFailure(t, stack.launchEngine());
   t.match(text, /no available backend/);
 });
+
+t.test(
+  'NBD over TLS needs a mode, readable files, and a certificate that fits its key',
+  async (t) => {
+    const stack = await newStack(t);
+    await stack.startReplicas(1);
+    const [slot] = stack.replicas as [ReplicaSlot];
+    const garbage = join(stack.directory, 'garbage.pem');
+    await writeFile(garbage, 'no certificate');
+    const files = ['--nbd-tls-certificate', garbage, '--nbd-tls-key', garbage];
+    const missing = ['--nbd-tls-certificate', '/nosuch.pem', '--nbd-tls-key', garbage];
+    const wrong: readonly (readonly [flags: readonly string[], says: RegExp])[] = [
+      [files, /need --nbd-tls allow or --nbd-tls require/],
+      [['--nbd-tls', 'require'], /needs --nbd-tls-certificate and --nbd-tls-key/],
+      [['--nbd-tls', 'require', ...missing], /cannot read --nbd-tls-certificate .*nosuch\.pem/],
+      [['--nbd-tls', 'require', ...files], /are not a PEM certificate and its key/],
+    ];
+    for (const [flags, says] of wrong) {
+      t.match(await startFailure(t, stack.launchEngine(stack.replicas, flags)), says);
+      t.strictSame(await replicaState(slot), { state: 'closed', dirty: false });
+    }
+  },
+);
 
 t.test('an engine is refused by the replica of another volume', async (t) => {
   const stack = await newStack(t);

@@ -80,7 +80,8 @@ async function respond(
 async function route(options: RestFrontendOptions, request: IncomingMessage): Promise<unknown> {
   const target = request.url ?? '/';
   const url = URL.canParse(target, BASE_URL) ? new URL(target, BASE_URL) : null;
-  if (url?.pathname !== '/v1/volumes/1') throw new StorageError('NOT_FOUND', `no ${target}`);
+  if (url?.pathname !== '/v1/volumes/1')
+    throw new StorageError('NOT_FOUND', `no ${target}; the volume is at /v1/volumes/1`);
   const action = url.searchParams.get('action');
   if (request.method === 'GET' && action === null) {
     return { id: '1', type: 'volume', name: options.volumeName, size: options.device.sizeBytes };
