@@ -143,7 +143,8 @@ export async function verifyRebuild(parts: RebuildParts, address: string): Promi
       if (!source.info.revisionCounterDisabled) {
         await port.control.setRevisionCounter(source.info.revisionCounter);
       }
-      group.promote(member);
+      // It may have been lost meanwhile.
+      group.promote(writeOnlyMember(group, address).member);
     });
   } catch (error) {
     group.fail(member, toStorageError(error));

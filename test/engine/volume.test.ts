@@ -415,6 +415,18 @@ t.test('a rebuilt replica whose chain differs becomes ERR, never RW', async (t) 
   t.same(modes(bed), ['RW', 'ERR']);
 });
 
+t.test('a replica that is lost while it is verified becomes ERR, and nothing else', async (t) => {
+  const bed = await startEngine(1, 1);
+  await bed.engine.addReplica('tcp://r1:9502', true, 'WO');
+  const rebuilt = replicaOf(bed, 1);
+  rebuilt.control.get = async () => {
+    rebuilt.lose(new StorageError('CONNECTION_LOST', 'EOF'));
+    return rebuilt.info;
+  };
+  await t.rejects(bed.engine.verifyRebuild('tcp://r1:9502'), { code: 'INVALID_STATE' });
+  t.same(modes(bed), ['RW', 'ERR']);
+});
+
 t.test('53: ERR is for good, and only removing and adding a replica leaves it', async (t) => {
   const bed = await startEngine(2);
   await bed.engine.setReplicaMode('tcp://r1:9502', 'ERR');
