@@ -71,6 +71,7 @@ export async function runReplica(options: ReplicaProcessOptions): Promise<void> 
 async function serve(options: ReplicaProcessOptions, runtime: Runtime): Promise<void> {
   const { log, clock, slab, transport } = runtime;
   const { directory, volumeName, instanceName } = options;
+  if (options.backingFilePath !== undefined) await checkBackingFile(options.backingFilePath);
   await makeDirectory(directory);
   const disk = createNativeDisk({ slab, backend: options.diskBackend, log });
   const directoryLock = await lockDirectory(disk, directory);
@@ -122,6 +123,14 @@ async function serve(options: ReplicaProcessOptions, runtime: Runtime): Promise<
     await transport.shutdown();
     await directoryLock.close();
     await disk.shutdown();
+  });
+}
+
+/** Like Longhorn at the start, not when the first engine comes. */
+async function checkBackingFile(path: string): Promise<void> {
+  await stat(path).catch((error: NodeJS.ErrnoException) => {
+    const text = `cannot use --backing-file ${path}: ${error.code ?? error.message}`;
+    throw new StorageError('INVALID_ARGUMENT', text, { path }, error);
   });
 }
 

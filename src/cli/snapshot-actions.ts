@@ -33,7 +33,8 @@ export function create(name: string, flags: CreateFlags, command: Command): Prom
     command.error(error.message);
   }
   return withEngine(command, async (connections) => {
-    const reply = await connections.onEngine(`create snapshot ${name} for volume`, (engine) =>
+    const what = name === '' ? 'a snapshot' : `snapshot ${name}`;
+    const reply = await connections.onEngine(`create ${what} for volume`, (engine) =>
       engine.volumeSnapshot({ name, labels, freezeFilesystem: flags.freezeFs }),
     );
     print(reply.name);

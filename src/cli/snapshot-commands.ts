@@ -14,7 +14,7 @@ function registerCreate(snapshots: Command): void {
     .summary('take a snapshot and print its name')
     .argument('[name]', 'name; without it a new UUID', '')
     .option('--label <key=value>', 'label of the snapshot (repeat)', collect, [])
-    .option('--freeze-fs', 'freeze the mounted file system meanwhile', false)
+    .option('--freeze-fs', 'kept for Longhorn; has no effect on NBD clients', false)
     .addHelpText(
       'after',
       examples(

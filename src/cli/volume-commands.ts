@@ -67,7 +67,7 @@ function registerSettings(program: Command): void {
     );
   program
     .command('journal')
-    .summary("write the engine's operation journal to the engine's own log")
+    .summary('kept for Longhorn; this engine keeps no journal and only logs the request')
     .option('--limit <n>', 'most entries, 0 for all', wholeNumber, 0)
     .addHelpText('after', examples(['The last ten', 'longhorn journal --limit 10']))
     .action(async (flags, command) =>

@@ -67,6 +67,15 @@ t.test('a replica needs a directory or a place for one', async (t) => {
   t.equal(await readFile(path, 'utf8'), 'not a directory', 'the file is as it was');
 });
 
+t.test('a replica needs its backing file before it creates anything', async (t) => {
+  const stack = await newStack(t);
+  const slot = await stack.addSlot();
+  const path = join(stack.directory, 'nosuch.img');
+  const text = await startFailure(t, stack.launchReplica(slot, ['--backing-file', path]));
+  t.match(text, /cannot use --backing-file .*nosuch\.img: ENOENT/);
+  t.strictSame(await readdir(stack.directory), []);
+});
+
 t.test('P6: a directory is served by one replica process at a time', async (t) => {
   const stack = await newStack(t);
   await stack.startReplicas(1);
