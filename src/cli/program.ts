@@ -1,7 +1,7 @@
 // The command tree. Building it loads commander and nothing of what the commands do.
 
 import { Command, type Option } from 'commander';
-import { VERSION } from '../core/version.js';
+import { OWN_VERSION } from '../core/version.js';
 import { registerDaemonCommands } from './daemon-commands.js';
 import { examples } from './flag-values.js';
 import { registerReplicaCommands } from './replica-commands.js';
@@ -34,7 +34,7 @@ function optionDescription(option: Option): string {
 export function createProgram(): Command {
   const program = new Command('longhorn')
     .description('Replicated block storage: serves volumes and changes running ones.')
-    .version(VERSION, '--version', 'print the version of this program')
+    .version(OWN_VERSION.version, '--version', 'print the version of this program')
     .option('--url <address>', 'control API of the engine', ENGINE_URL_DEFAULT)
     .option('--volume-name <name>', 'volume that must be meant', '')
     .option('--engine-instance-name <name>', 'engine instance that must be meant', '')

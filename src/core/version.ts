@@ -1,9 +1,27 @@
 // Versions that peers and the control plane compare (facts: Longhorn's pkg/meta/version.go).
 
-export const VERSION = '0.1.0';
-export const CLI_API_VERSION = 12;
-export const CLI_API_MIN_VERSION = 8;
-export const CONTROLLER_API_VERSION = 6;
-export const CONTROLLER_API_MIN_VERSION = 4;
-export const DATA_FORMAT_VERSION = 1;
-export const DATA_FORMAT_MIN_VERSION = 1;
+/** As Longhorn's version command and VersionDetailGet give them; keys in Longhorn's order. */
+export interface VersionDetail {
+  readonly version: string;
+  readonly gitCommit: string;
+  readonly buildDate: string;
+  readonly cliAPIVersion: number;
+  readonly cliAPIMinVersion: number;
+  readonly controllerAPIVersion: number;
+  readonly controllerAPIMinVersion: number;
+  readonly dataFormatVersion: number;
+  readonly dataFormatMinVersion: number;
+}
+
+/** Of this program, whichever process answers. */
+export const OWN_VERSION: VersionDetail = {
+  version: '0.1.0',
+  gitCommit: '',
+  buildDate: '',
+  cliAPIVersion: 12,
+  cliAPIMinVersion: 8,
+  controllerAPIVersion: 6,
+  controllerAPIMinVersion: 4,
+  dataFormatVersion: 1,
+  dataFormatMinVersion: 1,
+};

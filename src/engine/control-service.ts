@@ -9,15 +9,7 @@ import {
 import type { Clock } from '../core/clock.js';
 import { StorageError } from '../core/errors.js';
 import type { Logger } from '../core/log.js';
-import {
-  CLI_API_MIN_VERSION,
-  CLI_API_VERSION,
-  CONTROLLER_API_MIN_VERSION,
-  CONTROLLER_API_VERSION,
-  DATA_FORMAT_MIN_VERSION,
-  DATA_FORMAT_VERSION,
-  VERSION,
-} from '../core/version.js';
+import { OWN_VERSION } from '../core/version.js';
 import type { ServiceHandlers } from '../rpc/server.js';
 import { RPC_STATUS, RpcError } from '../rpc/status.js';
 import type { Engine } from './engine.js';
@@ -193,19 +185,7 @@ export function controllerHandlers(
       log.info('journal.requested', { limit });
       return {};
     },
-    versionDetailGet: () => ({
-      version: {
-        version: VERSION,
-        gitCommit: '',
-        buildDate: '',
-        cliAPIVersion: CLI_API_VERSION,
-        cliAPIMinVersion: CLI_API_MIN_VERSION,
-        controllerAPIVersion: CONTROLLER_API_VERSION,
-        controllerAPIMinVersion: CONTROLLER_API_MIN_VERSION,
-        dataFormatVersion: DATA_FORMAT_VERSION,
-        dataFormatMinVersion: DATA_FORMAT_MIN_VERSION,
-      },
-    }),
+    versionDetailGet: () => ({ version: OWN_VERSION }),
     metricsGet: () => {
       const last = engine.volume.metrics.lastSecond(clock.nowMs());
       return {
