@@ -48,6 +48,7 @@ export const ERROR_KIND_OF_CODE = {
   INVALID_STATE: 'state',
   BUSY: 'state',
   NOT_OPEN: 'state',
+  FENCED: 'state',
   CLOSED: 'state',
   // data
   BAD_METADATA: 'corruption',

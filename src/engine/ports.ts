@@ -2,7 +2,9 @@
 // replica-client layer implements these over sockets and gRPC, tests and the simulator in memory.
 
 import type { BlockDevice } from '../core/block-device.js';
+import type { ByteRange } from '../core/byte-ranges.js';
 import type { StorageError } from '../core/errors.js';
+import type { AbsentReplica, Roster } from '../core/roster.js';
 import type { Replica as ReplicaInfo } from '../api/generated/replica.js';
 
 export type { ReplicaInfo };
@@ -15,7 +17,17 @@ export interface SnapshotRecord {
   readonly labels: Readonly<Record<string, string>>;
 }
 
-/** Control operations on one replica. Each rejects with a StorageError. */
+/** Ranges that may have been written since the last checkpoint; null: unknown, so everything. */
+export type WriteIntents = readonly ByteRange[] | null;
+
+/** What a member knows of an absent replica. */
+export interface Absence {
+  readonly absent: AbsentReplica;
+  /** Disks that existed at the fork and have not changed since → their parents then. */
+  readonly unchangedDisks: Readonly<Record<string, string>>;
+}
+
+/** Control operations on one replica. Each rejects with a StorageError; FENCED once a newer engine came. */
 export interface ReplicaControl {
   get(): Promise<ReplicaInfo>;
   snapshot(record: SnapshotRecord): Promise<void>;
@@ -30,6 +42,15 @@ export interface ReplicaControl {
   setSnapshotMaxBytes(bytes: number): Promise<void>;
   /** Copies one file of this replica's directory to a file of the target's, through ssync. */
   sendFile(fromName: string, target: ReplicaPort, toName: string): Promise<void>;
+  /** Durable when resolved. */
+  setRoster(roster: Roster): Promise<void>;
+  /** New write intents are kept apart from those of before. */
+  beginCheckpoint(): Promise<void>;
+  /** The write intents of before are forgotten: every replica has those writes on stable storage. */
+  endCheckpoint(): Promise<void>;
+  writeIntents(): Promise<WriteIntents>;
+  /** Null when this replica has no usable record of it. */
+  absence(replicaId: string): Promise<Absence | null>;
 }
 
 /** One connected, opened replica: data path and control. */
@@ -38,6 +59,12 @@ export interface ReplicaPort extends BlockDevice {
   /** Data requests not yet answered; the engine reads from the least loaded replica. */
   readonly inFlightCount: number;
   readonly control: ReplicaControl;
+  /** Kept by the replica's directory for its life; `address:…` for a Go replica, which has none. */
+  readonly replicaId: string;
+  /** Kernel the replica runs on; '' when it does not say. */
+  readonly hostBootId: string;
+  /** True when it keeps rosters and write intents (a Go replica does not). */
+  readonly keepsRoster: boolean;
   /** True when fua and flush reach the replica's disk (a Go replica cannot). */
   readonly canFlush: boolean;
   /**
@@ -54,6 +81,10 @@ export interface ReplicaPort extends BlockDevice {
 export interface ConnectOptions {
   readonly isUpgrade: boolean;
   readonly expectedSizeBytes: number;
+  /** Of this engine; the replica refuses to be opened by an older one than it has seen. */
+  readonly engineGeneration: number;
+  /** True at the start of a volume: a replica that serves an older engine is taken from it. */
+  readonly mayTakeOver: boolean;
   /** How long the replica may be silent while requests are in flight. */
   readonly silenceMaxMs: () => number;
   /** Called at most once, when the replica is lost outside of any request: ping, time-out, cut. */
@@ -61,9 +92,13 @@ export interface ConnectOptions {
 }
 
 export interface ReplicaConnector {
+  /** What the replica says of itself, without opening it. @throws CONNECTION_REFUSED, TIMEOUT. */
+  probe(address: string): Promise<ReplicaInfo>;
   /**
-   * Checks that the replica is closed, connects its data path, opens it.
-   * @throws INVALID_STATE when not closed; CONNECTION_REFUSED, TIMEOUT when not reachable.
+   * Connects the replica's data path and opens it. It must be closed, or serve an older engine that
+   * it may be taken from.
+   * @throws INVALID_STATE when not closed; FENCED when it has seen a newer engine;
+   * CONNECTION_REFUSED, TIMEOUT when not reachable.
    */
   connect(address: string, options: ConnectOptions): Promise<ReplicaPort>;
 }

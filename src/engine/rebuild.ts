@@ -122,8 +122,8 @@ export async function prepareRebuild(
     return wanted.flatMap((name) => {
       const actualSize = bigintToNumber(BigInt(source.info.disks[name]?.size || '0'), 'disk size');
       return [
-        { fromFileName: name, toFileName: name, actualSize },
-        { fromFileName: `${name}.meta`, toFileName: `${name}.meta`, actualSize: 0 },
+        { fromFileName: name, toFileName: name, actualSize, ranges: [] },
+        { fromFileName: `${name}.meta`, toFileName: `${name}.meta`, actualSize: 0, ranges: [] },
       ];
     });
   });

@@ -34,6 +34,8 @@ export class ReplicaGroup {
     return this.options.connector.connect(address, {
       isUpgrade,
       expectedSizeBytes,
+      engineGeneration: 0,
+      mayTakeOver: false,
       silenceMaxMs: () => this.silenceMaxMs(),
       onFailure: (port, error) => this.lost(port, error),
     });

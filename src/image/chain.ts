@@ -37,7 +37,7 @@ import type { DiskRecord, VolumeMeta } from './metadata.js';
 import { CHECKSUM_SUFFIX, META_SUFFIX, REVISION_COUNTER, VOLUME_META } from './names.js';
 import { checkDirectory, openLayers, readDirectory, readVolumeMeta } from './opening.js';
 import { PurgeWork } from './purge-work.js';
-import { mergeRanges, type ByteRange } from './ranges.js';
+import { mergeRanges, type ByteRange } from '../core/byte-ranges.js';
 import { clearLeftovers } from './recovery.js';
 import { planRemoval, RemovalMarks } from './removal.js';
 import { RequestRouter } from './request-router.js';

@@ -12,7 +12,13 @@ import { DISK_OP } from '../disk/disk.js';
 import type { ChainIo } from './chain-io.js';
 import { clearSectors } from './disk-work.js';
 import { visitExtents, type Layer } from './layer-stack.js';
-import { gapsBetween, mergeRanges, subtractRanges, totalBytes, type ByteRange } from './ranges.js';
+import {
+  gapsBetween,
+  mergeRanges,
+  subtractRanges,
+  totalBytes,
+  type ByteRange,
+} from '../core/byte-ranges.js';
 
 /** The part of the chain's metadata that a trim needs. */
 export interface RemovedAncestors {

@@ -5,7 +5,16 @@ import { ReplicaServiceDefinition } from '../api/generated/replica.js';
 import { SyncAgentServiceDefinition } from '../api/generated/syncagent.js';
 import type { Clock } from '../core/clock.js';
 import { StorageError } from '../core/errors.js';
-import type { ReplicaControl, ReplicaInfo, ReplicaPort, SnapshotRecord } from '../engine/ports.js';
+import type { Roster } from '../core/roster.js';
+import type {
+  Absence,
+  ReplicaControl,
+  ReplicaInfo,
+  ReplicaPort,
+  SnapshotRecord,
+  WriteIntents,
+} from '../engine/ports.js';
+import { absentOf, rosterMessage } from '../api/roster-message.js';
 import {
   type CallOptions,
   createChannel,
@@ -142,6 +151,30 @@ export class ControlClient implements ReplicaControl {
     } finally {
       targetChannel.close();
     }
+  }
+
+  async setRoster(roster: Roster): Promise<void> {
+    await this.call(this.replica.rosterSet({ roster: rosterMessage(roster) }));
+  }
+
+  async beginCheckpoint(): Promise<void> {
+    await this.call(this.replica.checkpointBegin({}));
+  }
+
+  async endCheckpoint(): Promise<void> {
+    await this.call(this.replica.checkpointEnd({}));
+  }
+
+  async writeIntents(): Promise<WriteIntents> {
+    const { known, ranges } = await this.call(this.replica.intentsGet({}));
+    return known ? ranges : null;
+  }
+
+  async absence(replicaId: string): Promise<Absence | null> {
+    const { known, absent, unchangedDisks } = await this.call(
+      this.replica.absenceGet({ replicaId }),
+    );
+    return known && absent !== undefined ? { absent: absentOf(absent), unchangedDisks } : null;
   }
 
   disconnect(): void {

@@ -14,6 +14,7 @@ import type {
 import type { Connection, Endpoint, Transport } from '../transport/connection.js';
 import { parseReplicaAddress } from './addresses.js';
 import { ControlClient } from './control-client.js';
+import { CAPABILITY } from '../wire/replica/constants.js';
 import { DataClient } from './data-client.js';
 import type { ZeroRegion } from './zeroes-as-data.js';
 
@@ -40,8 +41,15 @@ class ConnectedReplica implements ReplicaPort {
   private readonly controlClient: ControlClient;
   private readonly data: DataClient;
 
-  constructor(address: string, controlClient: ControlClient, data: DataClient) {
+  readonly replicaId: string;
+  readonly hostBootId: string;
+  readonly keepsRoster: boolean;
+
+  constructor(address: string, controlClient: ControlClient, data: DataClient, info: ReplicaInfo) {
     this.address = address;
+    this.keepsRoster = info.capabilities.includes(CAPABILITY.roster);
+    this.replicaId = info.replicaId === '' ? `address:${address}` : info.replicaId;
+    this.hostBootId = info.hostBootId;
     this.control = controlClient;
     this.controlClient = controlClient;
     this.data = data;
@@ -86,7 +94,20 @@ class ConnectedReplica implements ReplicaPort {
 }
 
 export function createReplicaConnector(options: ConnectorOptions): ReplicaConnector {
-  return { connect: (address, connectOptions) => connect(options, address, connectOptions) };
+  return {
+    probe: (address) => probe(options, address),
+    connect: (address, connectOptions) => connect(options, address, connectOptions),
+  };
+}
+
+async function probe(options: ConnectorOptions, address: string): Promise<ReplicaInfo> {
+  const { clock, volumeName, syncTimeoutSeconds } = options;
+  const control = new ControlClient(address, { clock, volumeName, syncTimeoutSeconds });
+  try {
+    return await control.get();
+  } finally {
+    control.disconnect();
+  }
 }
 
 async function connect(
@@ -152,7 +173,7 @@ function attach(
     silenceMaxMs: connectOptions.silenceMaxMs,
     failed: (error) => connectOptions.onFailure(port, error),
   });
-  const port: ReplicaPort = new ConnectedReplica(address, control, data);
+  const port: ReplicaPort = new ConnectedReplica(address, control, data, info);
   return port;
 }
 

@@ -64,6 +64,9 @@ function replicaMessage(
     capabilities: [...ALL_CAPABILITIES],
     hostBootId: local.hostBootId,
     localDataPath: local.localDataPath,
+    replicaId: '',
+    engineGeneration: 0,
+    roster: undefined,
   };
 }
 

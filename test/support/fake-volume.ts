@@ -98,7 +98,7 @@ export class FakeVolume {
       replicaPrepareRebuild: () => {
         this.note('prepare');
         const name = 'volume-snap-s1.img';
-        const file = { fromFileName: name, toFileName: name, actualSize: 4096 };
+        const file = { fromFileName: name, toFileName: name, actualSize: 4096, ranges: [] };
         return { replica: this.member(), syncFileInfoList: [file] };
       },
       replicaVerifyRebuild: () => {
@@ -195,6 +195,9 @@ export class FakeVolume {
       capabilities: [],
       hostBootId: '',
       localDataPath: '',
+      replicaId: '',
+      engineGeneration: 0,
+      roster: undefined,
     };
   }
 }

@@ -3,6 +3,7 @@
 
 import type { BlockRequest } from '../../src/core/block-device.js';
 import { StorageError } from '../../src/core/errors.js';
+import type { Roster } from '../../src/core/roster.js';
 import type { Slab } from '../../src/core/slab.js';
 import type {
   ConnectOptions,
@@ -19,6 +20,11 @@ export class MemoryReplica implements ReplicaPort {
   readonly address: string;
   readonly device: MemoryDevice;
   readonly canFlush = true;
+  readonly replicaId: string;
+  readonly hostBootId = 'boot';
+  readonly keepsRoster = true;
+  /** As last recorded; the record of a real replica is durable. */
+  roster: Roster | null = null;
   zeroesAsData = false;
   inFlightCount = 0;
   isClosed = false;
@@ -33,6 +39,7 @@ export class MemoryReplica implements ReplicaPort {
 
   constructor(address: string, slab: Slab, sizeBytes: number) {
     this.address = address;
+    this.replicaId = `id-of-${address}`;
     this.device = new MemoryDevice({ slab, sizeBytes });
     this.info = {
       ...ReplicaMessage.decode(new Uint8Array()),
@@ -96,12 +103,25 @@ export class MemoryReplica implements ReplicaPort {
     setSnapshotMaxCount: () => this.record('setSnapshotMaxCount'),
     setSnapshotMaxBytes: () => this.record('setSnapshotMaxBytes'),
     sendFile: () => this.record('sendFile'),
+    setRoster: async (roster) => {
+      await this.record('setRoster');
+      this.roster = roster;
+    },
+    beginCheckpoint: () => this.record('beginCheckpoint'),
+    endCheckpoint: () => this.record('endCheckpoint'),
+    writeIntents: async () => [],
+    absence: async () => null,
   };
 }
 
 /** Connects to the replicas it was given, by address. */
 export function memoryConnector(replicas: readonly MemoryReplica[]): ReplicaConnector {
   return {
+    probe: (address) => {
+      const replica = replicas.find((candidate) => candidate.address === address);
+      if (replica !== undefined) return replica.control.get();
+      return Promise.reject(new StorageError('CONNECTION_REFUSED', `cannot reach ${address}`));
+    },
     connect: (address, options) => {
       const replica = replicas.find((candidate) => candidate.address === address);
       if (replica === undefined) {

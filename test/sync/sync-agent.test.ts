@@ -165,6 +165,7 @@ t.test('a rebuild takes its files from several sources', async (t) => {
     fromFileName: name,
     toFileName: name,
     actualSize: name.endsWith('.img') ? 442_368 : 0,
+    ranges: [],
   }));
   const fromAddressMap = Object.fromEntries(sources.map((source) => [source.address, true]));
   const request = {
@@ -201,7 +202,7 @@ t.test('a rebuild on one node copies without the network, or else with it', asyn
   const request = {
     fromAddress: source.address,
     toHost: '127.0.0.1',
-    syncFileInfoList: [{ fromFileName: name, toFileName: name, actualSize: 442_368 }],
+    syncFileInfoList: [{ fromFileName: name, toFileName: name, actualSize: 442_368, ranges: [] }],
     fastSync: false,
     fileSyncHttpClientTimeout: 5,
     grpcTimeoutSeconds: 0,
@@ -227,7 +228,9 @@ t.test('a file that no source can send fails the rebuild after three attempts', 
   const call = target.client.filesSync({
     fromAddress: source.address,
     toHost: '127.0.0.1',
-    syncFileInfoList: [{ fromFileName: 'nosuch.img', toFileName: 'nosuch.img', actualSize: 1 }],
+    syncFileInfoList: [
+      { fromFileName: 'nosuch.img', toFileName: 'nosuch.img', actualSize: 1, ranges: [] },
+    ],
     fastSync: false,
     fileSyncHttpClientTimeout: 5,
     grpcTimeoutSeconds: 100_000,

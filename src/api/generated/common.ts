@@ -8,10 +8,18 @@ export interface SyncFileInfo {
   fromFileName: string;
   toFileName: string;
   actualSize: number;
+  /** This project's own. Only these ranges can differ from what the receiver has; empty: all can. */
+  ranges: ByteRange[];
+}
+
+/** [begin_offset, end_offset) of a file or volume. */
+export interface ByteRange {
+  beginOffset: number;
+  endOffset: number;
 }
 
 function createBaseSyncFileInfo(): SyncFileInfo {
-  return { fromFileName: "", toFileName: "", actualSize: 0 };
+  return { fromFileName: "", toFileName: "", actualSize: 0, ranges: [] };
 }
 
 export const SyncFileInfo: MessageFns<SyncFileInfo> = {
@@ -24,6 +32,9 @@ export const SyncFileInfo: MessageFns<SyncFileInfo> = {
     }
     if (message.actualSize !== 0) {
       writer.uint32(24).int64(message.actualSize);
+    }
+    for (const v of message.ranges) {
+      ByteRange.encode(v!, writer.uint32(8002).fork()).join();
     }
     return writer;
   },
@@ -63,6 +74,71 @@ export const SyncFileInfo: MessageFns<SyncFileInfo> = {
             }
 
             message.actualSize = longToNumber(reader.int64());
+            continue;
+          }
+          case 1000: {
+            if (tag !== 8002) {
+              break;
+            }
+
+            message.ranges.push(ByteRange.decode(reader, reader.uint32()));
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+};
+
+function createBaseByteRange(): ByteRange {
+  return { beginOffset: 0, endOffset: 0 };
+}
+
+export const ByteRange: MessageFns<ByteRange> = {
+  encode(message: ByteRange, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.beginOffset !== 0) {
+      writer.uint32(8).int64(message.beginOffset);
+    }
+    if (message.endOffset !== 0) {
+      writer.uint32(16).int64(message.endOffset);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ByteRange {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseByteRange();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.beginOffset = longToNumber(reader.int64());
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.endOffset = longToNumber(reader.int64());
             continue;
           }
         }

@@ -3,6 +3,7 @@
 
 /* eslint-disable */
 import { BinaryReader, BinaryWriter } from "@bufbuild/protobuf/wire";
+import { ByteRange } from "./common.js";
 import { Empty } from "./google/protobuf/empty.js";
 
 export interface ReplicaCreateRequest {
@@ -193,6 +194,12 @@ export interface Replica {
   hostBootId: string;
   /** Unix socket of the data server, for an engine beside it; empty when there is none. */
   localDataPath: string;
+  /** Made up when the directory was first served, kept for its life. */
+  replicaId: string;
+  /** Newest engine generation this replica has served; it refuses older ones. */
+  engineGeneration: number;
+  /** As last recorded here; absent when an engine that keeps none (Longhorn's) has written since. */
+  roster: Roster | undefined;
 }
 
 export interface Replica_DisksEntry {
@@ -215,6 +222,53 @@ export interface DiskWorkRequest {
 export interface DiskWorkProgress {
   doneBytes: number;
   totalBytes: number;
+}
+
+export interface Roster {
+  generation: number;
+  number: number;
+  members: string[];
+  absent: AbsentReplica[];
+  clean: boolean;
+}
+
+export interface AbsentReplica {
+  replicaId: string;
+  forkDisk: string;
+  inFlight: ByteRange[];
+  unflushed: ByteRange[];
+  hostBootId: string;
+  exact: boolean;
+  memberCountBefore: number;
+}
+
+export interface RosterSetRequest {
+  roster: Roster | undefined;
+}
+
+export interface IntentsGetResponse {
+  /** False: the record is missing, so everything may have been written. */
+  known: boolean;
+  ranges: ByteRange[];
+}
+
+export interface AbsenceGetRequest {
+  replicaId: string;
+}
+
+export interface AbsenceGetResponse {
+  /** False: only comparing can tell what it misses. */
+  known: boolean;
+  absent:
+    | AbsentReplica
+    | undefined;
+  /** Disks that existed at the fork and whose files have not changed since, with their parents then. */
+  unchangedDisks: { [key: string]: string };
+}
+
+export interface AbsenceGetResponse_UnchangedDisksEntry {
+  key: string;
+  value: string;
 }
 
 function createBaseReplicaCreateRequest(): ReplicaCreateRequest {
@@ -2069,6 +2123,9 @@ function createBaseReplica(): Replica {
     capabilities: [],
     hostBootId: "",
     localDataPath: "",
+    replicaId: "",
+    engineGeneration: 0,
+    roster: undefined,
   };
 }
 
@@ -2139,6 +2196,15 @@ export const Replica: MessageFns<Replica> = {
     }
     if (message.localDataPath !== "") {
       writer.uint32(8018).string(message.localDataPath);
+    }
+    if (message.replicaId !== "") {
+      writer.uint32(8026).string(message.replicaId);
+    }
+    if (message.engineGeneration !== 0) {
+      writer.uint32(8032).int64(message.engineGeneration);
+    }
+    if (message.roster !== undefined) {
+      Roster.encode(message.roster, writer.uint32(8042).fork()).join();
     }
     return writer;
   },
@@ -2333,6 +2399,30 @@ export const Replica: MessageFns<Replica> = {
             }
 
             message.localDataPath = reader.string();
+            continue;
+          }
+          case 1003: {
+            if (tag !== 8026) {
+              break;
+            }
+
+            message.replicaId = reader.string();
+            continue;
+          }
+          case 1004: {
+            if (tag !== 8032) {
+              break;
+            }
+
+            message.engineGeneration = longToNumber(reader.int64());
+            continue;
+          }
+          case 1005: {
+            if (tag !== 8042) {
+              break;
+            }
+
+            message.roster = Roster.decode(reader, reader.uint32());
             continue;
           }
         }
@@ -2587,6 +2677,493 @@ export const DiskWorkProgress: MessageFns<DiskWorkProgress> = {
   },
 };
 
+function createBaseRoster(): Roster {
+  return { generation: 0, number: 0, members: [], absent: [], clean: false };
+}
+
+export const Roster: MessageFns<Roster> = {
+  encode(message: Roster, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.generation !== 0) {
+      writer.uint32(8).int64(message.generation);
+    }
+    if (message.number !== 0) {
+      writer.uint32(16).int64(message.number);
+    }
+    for (const v of message.members) {
+      writer.uint32(26).string(v!);
+    }
+    for (const v of message.absent) {
+      AbsentReplica.encode(v!, writer.uint32(34).fork()).join();
+    }
+    if (message.clean !== false) {
+      writer.uint32(40).bool(message.clean);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): Roster {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseRoster();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.generation = longToNumber(reader.int64());
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.number = longToNumber(reader.int64());
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.members.push(reader.string());
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.absent.push(AbsentReplica.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 5: {
+            if (tag !== 40) {
+              break;
+            }
+
+            message.clean = reader.bool();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+};
+
+function createBaseAbsentReplica(): AbsentReplica {
+  return {
+    replicaId: "",
+    forkDisk: "",
+    inFlight: [],
+    unflushed: [],
+    hostBootId: "",
+    exact: false,
+    memberCountBefore: 0,
+  };
+}
+
+export const AbsentReplica: MessageFns<AbsentReplica> = {
+  encode(message: AbsentReplica, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.replicaId !== "") {
+      writer.uint32(10).string(message.replicaId);
+    }
+    if (message.forkDisk !== "") {
+      writer.uint32(18).string(message.forkDisk);
+    }
+    for (const v of message.inFlight) {
+      ByteRange.encode(v!, writer.uint32(26).fork()).join();
+    }
+    for (const v of message.unflushed) {
+      ByteRange.encode(v!, writer.uint32(34).fork()).join();
+    }
+    if (message.hostBootId !== "") {
+      writer.uint32(42).string(message.hostBootId);
+    }
+    if (message.exact !== false) {
+      writer.uint32(48).bool(message.exact);
+    }
+    if (message.memberCountBefore !== 0) {
+      writer.uint32(56).int32(message.memberCountBefore);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): AbsentReplica {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseAbsentReplica();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.replicaId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.forkDisk = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.inFlight.push(ByteRange.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.unflushed.push(ByteRange.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.hostBootId = reader.string();
+            continue;
+          }
+          case 6: {
+            if (tag !== 48) {
+              break;
+            }
+
+            message.exact = reader.bool();
+            continue;
+          }
+          case 7: {
+            if (tag !== 56) {
+              break;
+            }
+
+            message.memberCountBefore = reader.int32();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+};
+
+function createBaseRosterSetRequest(): RosterSetRequest {
+  return { roster: undefined };
+}
+
+export const RosterSetRequest: MessageFns<RosterSetRequest> = {
+  encode(message: RosterSetRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.roster !== undefined) {
+      Roster.encode(message.roster, writer.uint32(10).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): RosterSetRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseRosterSetRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.roster = Roster.decode(reader, reader.uint32());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+};
+
+function createBaseIntentsGetResponse(): IntentsGetResponse {
+  return { known: false, ranges: [] };
+}
+
+export const IntentsGetResponse: MessageFns<IntentsGetResponse> = {
+  encode(message: IntentsGetResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.known !== false) {
+      writer.uint32(8).bool(message.known);
+    }
+    for (const v of message.ranges) {
+      ByteRange.encode(v!, writer.uint32(18).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): IntentsGetResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseIntentsGetResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.known = reader.bool();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.ranges.push(ByteRange.decode(reader, reader.uint32()));
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+};
+
+function createBaseAbsenceGetRequest(): AbsenceGetRequest {
+  return { replicaId: "" };
+}
+
+export const AbsenceGetRequest: MessageFns<AbsenceGetRequest> = {
+  encode(message: AbsenceGetRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.replicaId !== "") {
+      writer.uint32(10).string(message.replicaId);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): AbsenceGetRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseAbsenceGetRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.replicaId = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+};
+
+function createBaseAbsenceGetResponse(): AbsenceGetResponse {
+  return { known: false, absent: undefined, unchangedDisks: {} };
+}
+
+export const AbsenceGetResponse: MessageFns<AbsenceGetResponse> = {
+  encode(message: AbsenceGetResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.known !== false) {
+      writer.uint32(8).bool(message.known);
+    }
+    if (message.absent !== undefined) {
+      AbsentReplica.encode(message.absent, writer.uint32(18).fork()).join();
+    }
+    globalThis.Object.entries(message.unchangedDisks).forEach(([key, value]: [string, string]) => {
+      AbsenceGetResponse_UnchangedDisksEntry.encode({ key: key as any, value }, writer.uint32(26).fork()).join();
+    });
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): AbsenceGetResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseAbsenceGetResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.known = reader.bool();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.absent = AbsentReplica.decode(reader, reader.uint32());
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            const entry3 = AbsenceGetResponse_UnchangedDisksEntry.decode(reader, reader.uint32());
+            if (entry3.value !== undefined) {
+              message.unchangedDisks[entry3.key] = entry3.value;
+            }
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+};
+
+function createBaseAbsenceGetResponse_UnchangedDisksEntry(): AbsenceGetResponse_UnchangedDisksEntry {
+  return { key: "", value: "" };
+}
+
+export const AbsenceGetResponse_UnchangedDisksEntry: MessageFns<AbsenceGetResponse_UnchangedDisksEntry> = {
+  encode(message: AbsenceGetResponse_UnchangedDisksEntry, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.key !== "") {
+      writer.uint32(10).string(message.key);
+    }
+    if (message.value !== "") {
+      writer.uint32(18).string(message.value);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): AbsenceGetResponse_UnchangedDisksEntry {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseAbsenceGetResponse_UnchangedDisksEntry();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.key = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.value = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+};
+
 export type ReplicaServiceDefinition = typeof ReplicaServiceDefinition;
 export const ReplicaServiceDefinition = {
   name: "ReplicaService",
@@ -2754,6 +3331,53 @@ export const ReplicaServiceDefinition = {
       requestStream: false,
       responseType: DiskWorkProgress as typeof DiskWorkProgress,
       responseStream: true,
+      options: {},
+    },
+    /** This project's own: who is in step (docs/adr/0007-roster.md). Durable when answered. */
+    rosterSet: {
+      name: "RosterSet",
+      requestType: RosterSetRequest as typeof RosterSetRequest,
+      requestStream: false,
+      responseType: Empty as typeof Empty,
+      responseStream: false,
+      options: {},
+    },
+    /**
+     * A checkpoint: Begin starts a new set of write intents and keeps the previous one; End forgets the
+     * previous one, when every replica has the writes of before on stable storage.
+     */
+    checkpointBegin: {
+      name: "CheckpointBegin",
+      requestType: Empty as typeof Empty,
+      requestStream: false,
+      responseType: Empty as typeof Empty,
+      responseStream: false,
+      options: {},
+    },
+    checkpointEnd: {
+      name: "CheckpointEnd",
+      requestType: Empty as typeof Empty,
+      requestStream: false,
+      responseType: Empty as typeof Empty,
+      responseStream: false,
+      options: {},
+    },
+    /** Ranges that may have been written since the last finished checkpoint, also before a crash. */
+    intentsGet: {
+      name: "IntentsGet",
+      requestType: Empty as typeof Empty,
+      requestStream: false,
+      responseType: IntentsGetResponse as typeof IntentsGetResponse,
+      responseStream: false,
+      options: {},
+    },
+    /** What this replica, as a member, knows of an absent one. */
+    absenceGet: {
+      name: "AbsenceGet",
+      requestType: AbsenceGetRequest as typeof AbsenceGetRequest,
+      requestStream: false,
+      responseType: AbsenceGetResponse as typeof AbsenceGetResponse,
+      responseStream: false,
       options: {},
     },
   },

@@ -26,6 +26,11 @@ export const FRAME_TYPE = {
   writeZeroes: 0x4c03,
   /** Response data: pairs of u32 lengthBytes, u32 extent flags. Capability `extents`. */
   extents: 0x4c04,
+  /**
+   * First frame of an engine: offset holds its generation. From here on the connection is served
+   * only while that generation has the replica open. Capability `hello`.
+   */
+  hello: 0x4c05,
 } as const;
 
 /** Names of the extensions in the gRPC field Replica.capabilities. */
@@ -34,6 +39,11 @@ export const CAPABILITY = {
   writeFua: 'write-fua',
   writeZeroes: 'write-zeroes',
   extents: 'extents',
+  hello: 'hello',
+  /** Rosters, checkpoints and write intents over gRPC (docs/adr/0007-roster.md). */
+  roster: 'roster',
+  /** The sync agent copies single ranges of a file (SyncFileInfo.ranges). */
+  ranges: 'ranges',
 } as const;
 export const ALL_CAPABILITIES: readonly string[] = Object.values(CAPABILITY);
 
