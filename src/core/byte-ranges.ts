@@ -47,3 +47,30 @@ export function subtractRanges(
 export function totalBytes(ranges: readonly ByteRange[]): number {
   return ranges.reduce((sum, range) => sum + range.endOffset - range.beginOffset, 0);
 }
+
+/** Both normal lists as one. */
+export function uniteRanges(
+  first: readonly ByteRange[],
+  second: readonly ByteRange[],
+): readonly ByteRange[] {
+  if (first.length === 0) return second;
+  return second.length === 0 ? first : mergeRanges([...first, ...second]);
+}
+
+/** A normal list of at most `countMax` ranges that covers the given one, and as little more as steps of two allow. */
+export function coarsenRanges(
+  ranges: readonly ByteRange[],
+  countMax: number,
+): readonly ByteRange[] {
+  let coarse = ranges;
+  for (let stepBytes = 8192; coarse.length > countMax; stepBytes *= 2) {
+    const step = stepBytes;
+    coarse = mergeRanges(
+      ranges.map(({ beginOffset, endOffset }) => ({
+        beginOffset: Math.floor(beginOffset / step) * step,
+        endOffset: Math.ceil(endOffset / step) * step,
+      })),
+    );
+  }
+  return coarse;
+}

@@ -55,6 +55,11 @@ export const SNAPSHOT_COUNT_MAX = 250;
 /** Largest metadata file that is read; Longhorn's own are under 2 KiB. */
 export const METADATA_BYTES_MAX = MIB;
 
+/** Absent replicas a roster remembers; older ones come back by comparing. */
+export const ROSTER_ABSENT_MAX = 8;
+/** Ranges in each of an absent replica's two lists; finer ones are joined. */
+export const ROSTER_RANGES_MAX = 256;
+
 /** Replicas of one volume; fan-out masks are 32-bit. */
 export const REPLICAS_MAX = 16;
 
