@@ -1,5 +1,6 @@
 // The engine process: connects the replicas, starts the frontend, serves the ControllerService.
 
+import { randomUUID } from 'node:crypto';
 import { ControllerServiceDefinition } from '../api/generated/controller.js';
 import { toStorageError } from '../core/errors.js';
 import type { LogLevel } from '../core/log.js';
@@ -88,7 +89,15 @@ function buildEngine(options: EngineProcessOptions, runtime: Runtime): Engine {
     syncTimeoutSeconds,
     ...(unixDataPath !== undefined && { unixDataPath }),
   });
-  const engine = new Engine({ settings, connector, slab, clock, log });
+  const engine = new Engine({
+    settings,
+    connector,
+    slab,
+    clock,
+    log,
+    newId: randomUUID,
+    random: Math.random,
+  });
   engine.frontend = new SwitchableFrontend({
     runtime,
     volume: engine.volume,

@@ -7,16 +7,20 @@ import { StorageError } from '../core/errors.js';
 import type { Logger } from '../core/log.js';
 import { Mutex } from '../core/mutex.js';
 import type { Slab } from '../core/slab.js';
+import { Checkpoints } from './checkpoints.js';
 import { Expansion } from './expansion.js';
+import { cutFork } from './fork.js';
+import { nextGeneration } from './generation.js';
 import { type FrontendPort, noFrontend } from './frontend-port.js';
 import type { Member } from './membership.js';
-import type { ReplicaConnector } from './ports.js';
-import { addReplica, prepareRebuild, verifyRebuild } from './rebuild.js';
+import type { ReplicaConnector, ReplicaPort } from './ports.js';
+import { addReplica, prepareRebuild, promote, verifyRebuild } from './rebuild.js';
 import { ReplicaGroup } from './replica-group.js';
 import type { ReplicaMode } from './replica-mode.js';
+import { RosterKeeper } from './roster-keeper.js';
 import type { EngineSettings } from './settings.js';
 import { revertToSnapshot, takeSnapshot } from './snapshot.js';
-import { type StartRequest, startReplicas } from './start.js';
+import { generationsSeen, type StartRequest, startReplicas } from './start.js';
 import { UnalignedWriter } from './unaligned-writer.js';
 import { Volume } from './volume.js';
 
@@ -26,6 +30,10 @@ export interface EngineOptions {
   readonly slab: Slab;
   readonly clock: Clock;
   readonly log: Logger;
+  /** A name that nobody else makes: a UUID. */
+  readonly newId: () => string;
+  /** In [0, 1). */
+  readonly random: () => number;
 }
 
 export class Engine {
@@ -33,13 +41,17 @@ export class Engine {
   readonly volume: Volume;
   readonly expansion: Expansion;
   frontend: FrontendPort = noFrontend;
+  private readonly options: EngineOptions;
   private readonly group: ReplicaGroup;
+  private readonly keeper: RosterKeeper;
+  private readonly checkpoints: Checkpoints;
   private readonly clock: Clock;
   private readonly log: Logger;
   private readonly mutex = new Mutex();
 
   constructor(options: EngineOptions) {
     const { settings, connector, slab, clock, log } = options;
+    this.options = options;
     this.settings = settings;
     this.clock = clock;
     this.log = log;
@@ -48,14 +60,32 @@ export class Engine {
       clock,
       log,
       replicaTimeoutMs: settings.replicaTimeoutMs,
+      memberFailed: (member, port, error) => this.memberFailed(member, port, error),
+      memberRemoved: (member, port) =>
+        this.keeper.memberLeft(member, port.replicaId, port.hostBootId, null),
+      joinerLeft: (member) => this.keeper.joinerLeft(member),
     });
     const { group } = this;
+    const { membership } = group;
+    this.keeper = new RosterKeeper({
+      membership,
+      log,
+      failMember: (member, error) => group.fail(member, error),
+    });
     this.volume = new Volume({
-      membership: group.membership,
+      membership,
       clock,
+      gate: this.keeper,
       failMember: (member, error) => group.fail(member, error),
     });
     this.volume.unalignedWriter = new UnalignedWriter(this.volume, slab);
+    this.checkpoints = new Checkpoints({
+      membership,
+      volume: this.volume,
+      clock,
+      log,
+      mayForget: () => this.keeper.isSettled && !this.keeper.needsFork,
+    });
     this.expansion = new Expansion({
       group,
       volume: this.volume,
@@ -66,6 +96,9 @@ export class Engine {
     });
   }
 
+  /** True while a newer engine has the volume and this one serves nothing. */
+  isFenced = false;
+
   get replicas(): readonly Member[] {
     return this.group.membership.all;
   }
@@ -74,21 +107,86 @@ export class Engine {
   start(request: StartRequest): Promise<void> {
     return this.mutex.run(async () => {
       if (request.addresses.length === 0 || this.replicas.length > 0) return;
-      const sizeBytes = await startReplicas(this.group, this.settings, request, this.log);
-      this.volume.resize(sizeBytes);
+      const sizeBytes = await this.startVolume(request);
       this.log.info('volume.started', { sizeBytes, replicas: request.addresses });
       const { frontendName } = this.settings;
       if (frontendName !== '') await this.frontend.start(frontendName);
     });
   }
 
+  private async startVolume(request: StartRequest): Promise<number> {
+    const { group, settings, log, keeper, volume } = this;
+    const seen = await generationsSeen(group, request.addresses);
+    const wallMs = this.clock.wallTime().getTime();
+    keeper.begin(nextGeneration(seen, wallMs, this.options.random()));
+    const parts = { group, settings, log };
+    const started = await startReplicas(parts, request, keeper.engineGeneration);
+    volume.resize(started.sizeBytes);
+    try {
+      // Before the first request: a member that cannot store it is none.
+      await keeper.start(started.absent);
+    } catch (error) {
+      await group.closeAll();
+      throw error;
+    }
+    this.checkpoints.start();
+    if (keeper.needsFork) this.forkSoon();
+    return started.sizeBytes;
+  }
+
   /** Frontend first, then all replicas. The engine can be started again. */
   shutdown(): Promise<void> {
     return this.mutex.run(async () => {
       await this.frontend.shutdown();
-      await this.volume.withBarrier(() => this.group.closeAll());
+      await this.checkpoints.stop();
+      await this.volume.withBarrier(async () => {
+        await this.settleCleanly();
+        await this.group.closeAll();
+      });
       this.log.info('volume.stopped');
     });
+  }
+
+  /** All members durable and alike, and all of them say so; else the next start looks closer. */
+  private async settleCleanly(): Promise<void> {
+    const { group, keeper } = this;
+    const { readable } = group.membership;
+    if (readable.length === 0) return;
+    try {
+      await Promise.all(readable.map((member) => member.port !== null && group.flush(member.port)));
+      if (group.membership.readable === readable) await keeper.storeClean();
+    } catch (error) {
+      this.log.warn('volume.stopped.unclean', { error });
+    }
+  }
+
+  private memberFailed(member: Member, port: ReplicaPort, error: StorageError): void {
+    const { volume, keeper } = this;
+    if (error.code === 'FENCED') this.fenced(error);
+    // A copy that lies is compared as a whole when it comes back.
+    // So is one that somebody set to ERR, for who knows why.
+    const isSuspect = error.kind === 'corruption' || error.code === 'CANCELLED';
+    const missing = isSuspect ? null : volume.missing();
+    keeper.memberLeft(member, port.replicaId, port.hostBootId, missing);
+    if (missing === null || this.isFenced) return;
+    volume.noteMissed();
+    this.forkSoon();
+  }
+
+  private forkSoon(): void {
+    const { group, keeper, volume, settings, clock, log } = this;
+    const { newId } = this.options;
+    void this.mutex.run(() => cutFork({ group, keeper, volume, settings, clock, log, newId }));
+  }
+
+  /** A newer engine has taken a replica: this one must not go on with the others. */
+  private fenced(error: StorageError): void {
+    if (this.isFenced) return;
+    this.isFenced = true;
+    this.log.error('engine.fenced', { error });
+    this.volume.refuse(error);
+    void this.checkpoints.stop();
+    for (const member of this.group.membership.live) this.group.fail(member, error);
   }
 
   snapshot(name: string, labels: Readonly<Record<string, string>>): Promise<string> {
@@ -135,6 +233,7 @@ export class Engine {
         throw new StorageError('INVALID_STATE', 'cannot remove last replica if volume is up');
       }
       await this.volume.withBarrier(async () => this.group.remove(member));
+      await this.keeper.whenStored();
     });
   }
 
@@ -146,7 +245,7 @@ export class Engine {
       await this.volume.withBarrier(async () => {
         if (mode === 'ERR') {
           this.group.fail(member, new StorageError('CANCELLED', 'set to ERR by request'));
-        } else if (member.mode === 'WO') this.group.promote(member);
+        } else if (member.mode === 'WO') await promote(this.rebuildParts, member);
       });
     });
   }
@@ -238,7 +337,8 @@ export class Engine {
   }
 
   private get rebuildParts(): Parameters<typeof addReplica>[0] {
-    const { group, volume, settings, clock } = this;
-    return { group, volume, settings, clock };
+    const { group, keeper, volume, settings, clock } = this;
+    const { newId } = this.options;
+    return { group, keeper, volume, settings, clock, newId };
   }
 }

@@ -2,7 +2,6 @@
 // needs, and make it RW when its chain equals the others'. The client drives the steps in between
 // (client/rebuild.ts).
 
-import { randomUUID } from 'node:crypto';
 import type { SyncFileInfo } from '../api/generated/common.js';
 import type { Clock } from '../core/clock.js';
 import { StorageError, toStorageError } from '../core/errors.js';
@@ -10,15 +9,18 @@ import { bigintToNumber } from '../core/units.js';
 import type { Member } from './membership.js';
 import type { ReplicaInfo, ReplicaPort } from './ports.js';
 import type { ReplicaGroup } from './replica-group.js';
+import type { RosterKeeper } from './roster-keeper.js';
 import { checkSnapshotLimits, createdNow, cutSnapshot } from './snapshot.js';
 import type { EngineSettings } from './settings.js';
 import type { Volume } from './volume.js';
 
 export interface RebuildParts {
   readonly group: ReplicaGroup;
+  readonly keeper: RosterKeeper;
   readonly volume: Volume;
   readonly settings: EngineSettings;
   readonly clock: Clock;
+  readonly newId: () => string;
 }
 
 /** Adds a replica that receives writes from now on. Adding a known address changes nothing. */
@@ -28,7 +30,7 @@ export async function addReplica(
   needsSnapshot: boolean,
   mode: 'WO' | 'RW',
 ): Promise<void> {
-  const { group, volume, settings, clock } = parts;
+  const { group, volume, settings } = parts;
   const { membership } = group;
   if (membership.find(address) !== undefined) return;
   if (volume.isExpanding) {
@@ -38,7 +40,12 @@ export async function addReplica(
     throw new StorageError('BUSY', 'can only have one WO replica at a time');
   }
   if (needsSnapshot) await checkSnapshotLimits(group, settings);
-  const port = await group.connect(address, false, volume.sizeBytes);
+  const port = await group.connect(address, {
+    isUpgrade: false,
+    expectedSizeBytes: volume.sizeBytes,
+    engineGeneration: parts.keeper.engineGeneration,
+    mayTakeOver: false,
+  });
   try {
     await volume.withBarrier(async () => {
       if (port.sizeBytes !== volume.sizeBytes && membership.all.length > 0) {
@@ -47,9 +54,10 @@ export async function addReplica(
           `replica ${address} has ${port.sizeBytes} bytes, the volume ${volume.sizeBytes}`,
         );
       }
-      if (needsSnapshot) await cutRebuildSnapshot(group, clock, port);
+      if (needsSnapshot) await cutRebuildSnapshot(parts, port);
       if (membership.all.length === 0) volume.resize(port.sizeBytes);
-      group.add(address, mode, port);
+      const member = group.add(address, mode, port);
+      if (mode === 'RW') await parts.keeper.memberAdded(member);
     });
   } catch (error) {
     if (membership.find(address) === undefined) group.closePort(port);
@@ -57,14 +65,25 @@ export async function addReplica(
   }
 }
 
-function cutRebuildSnapshot(group: ReplicaGroup, clock: Clock, port: ReplicaPort): Promise<void> {
+function cutRebuildSnapshot(parts: RebuildParts, port: ReplicaPort): Promise<void> {
   const record = {
-    name: randomUUID(),
+    name: parts.newId(),
     userCreated: false,
-    created: createdNow(clock),
+    created: createdNow(parts.clock),
     labels: {},
   };
-  return cutSnapshot(group, record, port);
+  return cutSnapshot(parts.group, record, port);
+}
+
+/**
+ * WO → RW, when everything it has is durable and all members know it as one of them. The caller
+ * holds the barrier.
+ */
+export async function promote(parts: RebuildParts, member: Member): Promise<void> {
+  const { group, keeper } = parts;
+  if (member.port !== null) await group.flush(member.port);
+  await keeper.admit(member);
+  group.promote(member);
 }
 
 function writeOnlyMember(
@@ -144,7 +163,7 @@ export async function verifyRebuild(parts: RebuildParts, address: string): Promi
         await port.control.setRevisionCounter(source.info.revisionCounter);
       }
       // It may have been lost meanwhile.
-      group.promote(writeOnlyMember(group, address).member);
+      await promote(parts, writeOnlyMember(group, address).member);
     });
   } catch (error) {
     group.fail(member, toStorageError(error));

@@ -2,11 +2,12 @@
 // the same operation on all of them with Longhorn's rule for failures: who fails becomes ERR, and
 // the operation fails only when no readable replica is left.
 
+import { BLOCK_OP, submitAndWait } from '../core/block-device.js';
 import type { Clock } from '../core/clock.js';
 import { StorageError, toStorageError } from '../core/errors.js';
 import type { Logger } from '../core/log.js';
 import { type Member, Membership } from './membership.js';
-import type { ReplicaConnector, ReplicaInfo, ReplicaPort } from './ports.js';
+import type { ConnectOptions, ReplicaConnector, ReplicaInfo, ReplicaPort } from './ports.js';
 import type { ReplicaMode } from './replica-mode.js';
 
 export interface GroupOptions {
@@ -14,6 +15,12 @@ export interface GroupOptions {
   readonly clock: Clock;
   readonly log: Logger;
   readonly replicaTimeoutMs: number;
+  /** A member failed and has just left the membership; its port still says who it was. */
+  readonly memberFailed: (member: Member, port: ReplicaPort, error: StorageError) => void;
+  /** A member was taken out on purpose. */
+  readonly memberRemoved: (member: Member, port: ReplicaPort) => void;
+  /** A replica that was no member has left. */
+  readonly joinerLeft: (member: Member) => void;
 }
 
 export interface MemberResult {
@@ -30,12 +37,20 @@ export class ReplicaGroup {
     this.options = options;
   }
 
-  connect(address: string, isUpgrade: boolean, expectedSizeBytes: number): Promise<ReplicaPort> {
+  /** What a replica says of itself, unopened; null when it does not answer. */
+  async probe(address: string): Promise<ReplicaInfo | null> {
+    return this.options.connector.probe(address).catch(() => null);
+  }
+
+  connect(
+    address: string,
+    options: Pick<
+      ConnectOptions,
+      'isUpgrade' | 'expectedSizeBytes' | 'engineGeneration' | 'mayTakeOver'
+    >,
+  ): Promise<ReplicaPort> {
     return this.options.connector.connect(address, {
-      isUpgrade,
-      expectedSizeBytes,
-      engineGeneration: 0,
-      mayTakeOver: false,
+      ...options,
       silenceMaxMs: () => this.silenceMaxMs(),
       onFailure: (port, error) => this.lost(port, error),
     });
@@ -62,13 +77,18 @@ export class ReplicaGroup {
   fail(member: Member, error: StorageError): void {
     const from = member.mode;
     if (!this.membership.fail(member, error)) return;
-    const { address } = member;
+    const { address, port } = member;
     this.options.log.warn('replica.mode.changed', { replica: address, from, to: 'ERR', error });
+    if (from === 'RW' && port !== null) this.options.memberFailed(member, port, error);
+    else this.options.joinerLeft(member);
     this.release(member);
   }
 
   remove(member: Member): void {
+    const { mode, port } = member;
     this.membership.remove(member);
+    if (mode === 'RW' && port !== null) this.options.memberRemoved(member, port);
+    else this.options.joinerLeft(member);
     this.options.log.info('replica.removed', { replica: member.address, mode: member.mode });
     this.release(member);
   }
@@ -117,6 +137,11 @@ export class ReplicaGroup {
     }
     const first = [...readable, ...results].find(({ error }) => error !== null)?.error ?? null;
     if (first !== null && (nobodyDid || this.membership.readable.length === 0)) throw first;
+  }
+
+  /** Everything answered so far is durable on the replica. @throws what its flush fails with. */
+  async flush(port: ReplicaPort): Promise<void> {
+    await submitAndWait(port, { op: BLOCK_OP.flush });
   }
 
   /** What the live replicas say of themselves; the unreachable ones are left out. */

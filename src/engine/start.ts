@@ -2,12 +2,22 @@
 // (start-rules.ts), drop the rest. A replica that is not used is closed again, so that the next
 // start finds it closed.
 
+import { rosterOf } from '../api/roster-message.js';
 import { StorageError, toStorageError } from '../core/errors.js';
 import type { Logger } from '../core/log.js';
-import type { ReplicaInfo, ReplicaPort } from './ports.js';
+import type { AbsentReplica, Roster } from '../core/roster.js';
+import type { ReplicaInfo, ReplicaPort, WriteIntents } from './ports.js';
 import type { ReplicaGroup } from './replica-group.js';
 import type { EngineSettings } from './settings.js';
-import { behindByRevision, decideVolumeSize, salvage } from './start-rules.js';
+import {
+  absentAtStart,
+  behindByRevision,
+  decideVolumeSize,
+  isVoided,
+  rosterAmong,
+  salvage,
+  unionOfIntents,
+} from './start-rules.js';
 
 export interface StartRequest {
   readonly addresses: readonly string[];
@@ -26,21 +36,79 @@ interface Rejected {
   readonly error: StorageError;
 }
 
-/** Adds the replicas to the group and returns the volume's size. @throws NO_BACKEND, INVALID_ARGUMENT. */
-export async function startReplicas(
+/** What a volume starts with. */
+export interface Started {
+  readonly sizeBytes: number;
+  readonly absent: readonly AbsentReplica[];
+  /** Ranges in which the members may differ; null: all of them. */
+  readonly mayDiffer: WriteIntents;
+}
+
+export interface StartParts {
+  readonly group: ReplicaGroup;
+  readonly settings: EngineSettings;
+  readonly log: Logger;
+}
+
+/** Generations that the replicas have seen, those that answer. */
+export async function generationsSeen(
   group: ReplicaGroup,
-  settings: EngineSettings,
+  addresses: readonly string[],
+): Promise<number[]> {
+  const infos = await Promise.all(addresses.map((address) => group.probe(address)));
+  return infos.flatMap((info) => (info === null ? [] : [info.engineGeneration]));
+}
+
+/** Adds the replicas to the group. @throws NO_BACKEND, INVALID_ARGUMENT, INVALID_STATE. */
+export async function startReplicas(
+  parts: StartParts,
   request: StartRequest,
-  log: Logger,
-): Promise<number> {
+  engineGeneration: number,
+): Promise<Started> {
+  const { group, settings, log } = parts;
   checkDuplicates(request.addresses);
+  const { connected, rejected } = await connectAll(parts, request, engineGeneration);
+  try {
+    const roster = rosterToTrust(connected, settings);
+    const { trusted, volumeBytes } = selectTrusted(connected, rejected, settings, request, roster);
+    for (const { port } of connected.filter((replica) => !trusted.includes(replica))) {
+      group.closePort(port);
+    }
+    for (const { address, error } of rejected) {
+      log.error('replica.rejected', { replica: address, error });
+    }
+    if (trusted.length === 0) throw noBackend(request.addresses, rejected);
+    const intents = await readIntents(trusted, roster);
+    await equaliseCounters(trusted);
+    addMembers(group, request.addresses, trusted, rejected);
+    const ids = trusted.map(({ port }) => port.replicaId);
+    const absent = roster === null ? [] : absentAtStart(roster, ids, intents);
+    const mayDiffer = roster?.isClean === true ? [] : intents;
+    return { sizeBytes: volumeBytes, absent, mayDiffer };
+  } catch (error) {
+    if (group.membership.all.length === 0) for (const { port } of connected) group.closePort(port);
+    throw error;
+  }
+}
+
+async function connectAll(
+  { group, settings }: StartParts,
+  request: StartRequest,
+  engineGeneration: number,
+): Promise<{ connected: Connected[]; rejected: Rejected[] }> {
   const connected: Connected[] = [];
   const rejected: Rejected[] = [];
   const isOnly = request.addresses.length === 1;
   await Promise.all(
     request.addresses.map(async (address) => {
       try {
-        connected.push(await connectOne(group, settings, address, request, isOnly));
+        const port = await group.connect(address, {
+          isUpgrade: settings.isUpgrade,
+          expectedSizeBytes: request.currentSizeBytes,
+          engineGeneration,
+          mayTakeOver: true,
+        });
+        connected.push(await lookAt(group, settings, address, port, isOnly));
       } catch (error) {
         rejected.push({ address, error: toStorageError(error) });
       }
@@ -50,21 +118,57 @@ export async function startReplicas(
   connected.sort(
     (a, b) => request.addresses.indexOf(a.address) - request.addresses.indexOf(b.address),
   );
-  const sizes = connected.map((replica) => replica.port.sizeBytes);
-  const volumeBytes = decideVolumeSize(request.sizeBytes, request.currentSizeBytes, sizes);
-  const trusted = selectTrusted(connected, rejected, settings, volumeBytes);
-  for (const { port } of connected.filter((replica) => !trusted.includes(replica))) {
-    group.closePort(port);
-  }
-  for (const { address, error } of rejected)
-    log.error('replica.rejected', { replica: address, error });
-  if (trusted.length === 0) throw noBackend(request.addresses, rejected);
-  for (const address of request.addresses) {
+  return { connected, rejected };
+}
+
+function addMembers(
+  group: ReplicaGroup,
+  addresses: readonly string[],
+  trusted: readonly Connected[],
+  rejected: readonly Rejected[],
+): void {
+  for (const address of addresses) {
     const port = trusted.find((replica) => replica.address === address)?.port ?? null;
     const member = group.add(address, port === null ? 'ERR' : 'RW', port);
     member.failure = rejected.find((replica) => replica.address === address)?.error ?? null;
   }
-  return volumeBytes;
+}
+
+/**
+ * Null: Longhorn's rules must do. When an engine that keeps no rosters has used only some of the
+ * replicas, only revision counters could tell which are newer. @throws INVALID_STATE without them.
+ */
+function rosterToTrust(connected: readonly Connected[], settings: EngineSettings): Roster | null {
+  const roster = rosterAmong(connected);
+  const voided = connected.filter(isVoided);
+  if (roster === null || voided.length === 0) return roster;
+  if (!settings.revisionCounterDisabled) return null;
+  const names = voided.map(({ address }) => address).join(' ');
+  const text = `another engine has written to ${names} but not to the other replicas; start with only those that are to be kept`;
+  throw new StorageError('INVALID_STATE', text);
+}
+
+/** Asked only where an unclean end left something in doubt; otherwise nothing is. */
+async function readIntents(
+  trusted: readonly Connected[],
+  roster: Roster | null,
+): Promise<WriteIntents> {
+  const isInDoubt =
+    roster === null
+      ? trusted.some(({ info }) => info.state === 'dirty')
+      : !roster.isClean || roster.absent.some(({ forkDisk }) => forkDisk === '');
+  if (!isInDoubt) return [];
+  return unionOfIntents(
+    await Promise.all(trusted.map(({ port }) => port.control.writeIntents().catch(() => null))),
+  );
+}
+
+/** After a crash they may differ by what was in flight, like the data, which is made equal. */
+async function equaliseCounters(trusted: readonly Connected[]): Promise<void> {
+  const newest = Math.max(...trusted.map(({ info }) => info.revisionCounter));
+  for (const { port, info } of trusted) {
+    if (info.revisionCounter < newest) await port.control.setRevisionCounter(newest);
+  }
 }
 
 function checkDuplicates(addresses: readonly string[]): void {
@@ -74,17 +178,18 @@ function checkDuplicates(addresses: readonly string[]): void {
   throw new StorageError('INVALID_ARGUMENT', text);
 }
 
-async function connectOne(
+async function lookAt(
   group: ReplicaGroup,
   settings: EngineSettings,
   address: string,
-  request: StartRequest,
+  port: ReplicaPort,
   isOnly: boolean,
 ): Promise<Connected> {
-  const port = await group.connect(address, settings.isUpgrade, request.currentSizeBytes);
   try {
     let info = await port.control.get();
-    if (isOnly && info.rebuilding) {
+    // A crash after a rebuilt replica became a member, before its flag was cleared.
+    const isMember = rosterOf(info.roster)?.members.includes(port.replicaId) ?? isOnly;
+    if (isMember && info.rebuilding) {
       await port.control.setRebuilding(false);
       info = await port.control.get();
     }
@@ -105,30 +210,41 @@ function selectTrusted(
   connected: readonly Connected[],
   rejected: Rejected[],
   settings: EngineSettings,
-  volumeBytes: number,
-): Connected[] {
-  const sectorBytes = connected[0]?.info.sectorSize;
+  request: StartRequest,
+  roster: Roster | null,
+): { trusted: Connected[]; volumeBytes: number } {
   let candidates = connected.filter((replica) => {
+    const isStale = roster !== null && !roster.members.includes(replica.port.replicaId);
+    if (isStale) reject(rejected, replica, 'it is stale, not a member of the newest roster');
+    return !isStale;
+  });
+  const sizes = candidates.map(({ port }) => port.sizeBytes);
+  const volumeBytes = decideVolumeSize(request.sizeBytes, request.currentSizeBytes, sizes);
+  const sectorBytes = candidates[0]?.info.sectorSize;
+  candidates = candidates.filter((replica) => {
     const { info, port } = replica;
     const fits = port.sizeBytes === volumeBytes && info.sectorSize === sectorBytes;
     if (!fits)
       reject(rejected, replica, `its size ${info.size} is not the volume's ${volumeBytes}`);
     return fits;
   });
-  if (settings.isUpgrade) return candidates;
-  const counterDisabled = settings.revisionCounterDisabled;
-  const behind = behindByRevision(candidates, counterDisabled);
+  if (settings.isUpgrade) return { trusted: candidates, volumeBytes };
+  const behind = behindByRevision(candidates, settings.revisionCounterDisabled, roster !== null);
   candidates = candidates.filter((replica) => {
     if (!behind.includes(replica.address)) return true;
     reject(rejected, replica, 'its revision counter is behind or kept differently');
     return false;
   });
-  if (!counterDisabled || !settings.salvageRequested) return candidates;
+  // Members of a roster hold every acknowledged write, so there is nothing to choose.
+  const mustChoose =
+    settings.revisionCounterDisabled && settings.salvageRequested && roster === null;
+  if (!mustChoose) return { trusted: candidates, volumeBytes };
   const chosen = salvage(candidates);
   for (const replica of candidates) {
     if (replica.address !== chosen?.address) reject(rejected, replica, 'salvage chose another');
   }
-  return candidates.filter((replica) => replica.address === chosen?.address);
+  const trusted = candidates.filter((replica) => replica.address === chosen?.address);
+  return { trusted, volumeBytes };
 }
 
 function reject(rejected: Rejected[], replica: Connected, reason: string): void {

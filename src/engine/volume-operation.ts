@@ -5,10 +5,12 @@ import type { BlockRequest, BlockRequestOwner } from '../core/block-device.js';
 import type { StorageError } from '../core/errors.js';
 import type { RangeHolder } from '../core/range-lock.js';
 import type { Member } from './membership.js';
+import type { RosterWaiter } from './roster-keeper.js';
 
 /** The part of the volume that an operation calls back. */
 export interface OperationHost {
   operationGranted(operation: VolumeOperation): void;
+  operationSettled(operation: VolumeOperation, error: StorageError | null): void;
   copyDone(operation: VolumeOperation, copy: BlockRequest, error: StorageError | null): void;
 }
 
@@ -17,7 +19,7 @@ export interface ReplicaFailure {
   readonly error: StorageError;
 }
 
-export class VolumeOperation implements RangeHolder, BlockRequestOwner {
+export class VolumeOperation implements RangeHolder, BlockRequestOwner, RosterWaiter {
   private readonly host: OperationHost;
   request: BlockRequest | null = null;
   /** True for a part of another operation, which holds the range for it. */
@@ -35,6 +37,10 @@ export class VolumeOperation implements RangeHolder, BlockRequestOwner {
 
   granted(): void {
     this.host.operationGranted(this);
+  }
+
+  rosterSettled(error: StorageError | null): void {
+    this.host.operationSettled(this, error);
   }
 
   blockRequestDone(copy: BlockRequest, error: StorageError | null): void {

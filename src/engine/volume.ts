@@ -9,19 +9,29 @@ import {
   type BlockRequest,
   BlockRequestPool,
 } from '../core/block-device.js';
+import { mergeRanges, type ByteRange } from '../core/byte-ranges.js';
 import type { Clock } from '../core/clock.js';
 import { StorageError } from '../core/errors.js';
 import { RangeLock } from '../core/range-lock.js';
 import { alignDown, alignUp, isSectorAligned, SECTOR_BYTES } from '../core/units.js';
 import type { Member, Membership } from './membership.js';
 import { VolumeMetrics } from './metrics.js';
+import type { Missing, RosterWaiter } from './roster-keeper.js';
 import type { UnalignedWriter } from './unaligned-writer.js';
 import { type OperationHost, VolumeOperation } from './volume-operation.js';
 import { decideWriteOutcome, type WriteResult } from './write-outcome.js';
+import { WrittenRanges } from './written-ranges.js';
+
+/** Tells when a write may be acknowledged: not while a replica's leaving is not durable (P3). */
+export interface AcknowledgementGate {
+  readonly isSettled: boolean;
+  wait(waiter: RosterWaiter): void;
+}
 
 export interface VolumeOptions {
   readonly membership: Membership;
   readonly clock: Clock;
+  readonly gate: AcknowledgementGate;
   /** Moves a replica to ERR and lets go of it. */
   readonly failMember: (member: Member, error: StorageError) => void;
 }
@@ -34,15 +44,29 @@ export class Volume implements BlockDevice, OperationHost {
   isExpanding = false;
   /** Handles unaligned writes while a replica is WO; set once by the engine. */
   unalignedWriter: UnalignedWriter | null = null;
+  /** Requests that change data, ever. */
+  writesEntered = 0;
   private size = 0;
   private readonly membership: Membership;
   private readonly clock: Clock;
+  private readonly gate: AcknowledgementGate;
   private readonly failMember: VolumeOptions['failMember'];
+  /** Set when a newer engine has the volume: every request ends with it. */
+  private refusal: StorageError | null = null;
   private readonly copies = new BlockRequestPool();
   private readonly idle: VolumeOperation[] = [];
   private readonly ranges = new RangeLock();
-  /** Writes past the gate: from admission until they are answered. */
-  private activeWrites = 0;
+  /** Writes past the barrier: from admission until they are answered. */
+  private readonly active = new Set<VolumeOperation>();
+  /** Written since the flush that is known to have covered everything. */
+  private readonly written = new WrittenRanges();
+  /** The flush that covers the previous generation of `written`. */
+  private coveringFlush: VolumeOperation | null = null;
+  /** Written while an absent replica has no fork yet. */
+  private missed: WrittenRanges | null = null;
+  /** Writes that a checkpoint waits for. */
+  private marked: Set<VolumeOperation> | null = null;
+  private whenMarkedDone: (() => void) | null = null;
   private barriers = 0;
   private gated: VolumeOperation[] = [];
   private whenDrained: (() => void)[] = [];
@@ -51,6 +75,7 @@ export class Volume implements BlockDevice, OperationHost {
   constructor(options: VolumeOptions) {
     this.membership = options.membership;
     this.clock = options.clock;
+    this.gate = options.gate;
     this.failMember = options.failMember;
   }
 
@@ -63,9 +88,9 @@ export class Volume implements BlockDevice, OperationHost {
   }
 
   submit(request: BlockRequest): void {
-    const outOfRange = this.checkBounds(request);
-    if (outOfRange !== null) {
-      request.done(outOfRange);
+    const refusal = this.refusal ?? this.checkBounds(request);
+    if (refusal !== null) {
+      request.done(refusal);
       return;
     }
     const operation = this.take(request);
@@ -75,9 +100,48 @@ export class Volume implements BlockDevice, OperationHost {
         this.gated.push(operation);
         return;
       }
-      this.activeWrites++;
+      this.enter(operation, request);
     }
     this.admit(operation, request);
+  }
+
+  /** From now on nobody is served: a newer engine has the volume. */
+  refuse(error: StorageError): void {
+    this.refusal ??= error;
+  }
+
+  /** What a replica that leaves now may lack. */
+  missing(): Missing {
+    const inFlight: ByteRange[] = [];
+    for (const operation of this.active) {
+      const { op, offsetBytes, lengthBytes } = operation.request as BlockRequest;
+      if (op === BLOCK_OP.flush) continue;
+      inFlight.push({
+        beginOffset: alignDown(offsetBytes, SECTOR_BYTES),
+        endOffset: alignUp(offsetBytes + lengthBytes, SECTOR_BYTES),
+      });
+    }
+    return { inFlight: mergeRanges(inFlight), unflushed: this.written.ranges() };
+  }
+
+  /** Notes every write from now on, for a replica that is absent, until takeMissed(). */
+  noteMissed(): void {
+    this.missed ??= new WrittenRanges();
+  }
+
+  takeMissed(): ByteRange[] {
+    const ranges = this.missed?.ranges() ?? [];
+    this.missed = null;
+    return ranges;
+  }
+
+  /** Resolves when the writes that are in flight now are answered. One at a time. */
+  writesInFlightDone(): Promise<void> {
+    if (this.active.size === 0) return Promise.resolve();
+    this.marked = new Set(this.active);
+    return new Promise((resolve) => {
+      this.whenMarkedDone = resolve;
+    });
   }
 
   /** Runs a request whose range the caller holds already (a part of an unaligned write). */
@@ -94,7 +158,7 @@ export class Volume implements BlockDevice, OperationHost {
   async withBarrier<T>(action: () => Promise<T>): Promise<T> {
     this.barriers++;
     try {
-      if (this.activeWrites > 0) {
+      if (this.active.size > 0) {
         await new Promise<void>((resolve) => this.whenDrained.push(resolve));
       }
       return await action();
@@ -106,6 +170,10 @@ export class Volume implements BlockDevice, OperationHost {
 
   operationGranted(operation: VolumeOperation): void {
     this.run(operation);
+  }
+
+  operationSettled(operation: VolumeOperation, error: StorageError | null): void {
+    this.finish(operation, error);
   }
 
   copyDone(operation: VolumeOperation, copy: BlockRequest, error: StorageError | null): void {
@@ -130,6 +198,14 @@ export class Volume implements BlockDevice, OperationHost {
     const verb = BOUNDS_VERB[request.op];
     const text = `EOF: ${verb} of ${lengthBytes} bytes at offset ${offsetBytes} is beyond volume size ${this.size}`;
     return new StorageError('OUT_OF_RANGE', text, { offsetBytes, lengthBytes });
+  }
+
+  private enter(operation: VolumeOperation, request: BlockRequest): void {
+    this.active.add(operation);
+    if (request.op === BLOCK_OP.flush) return;
+    this.writesEntered++;
+    this.written.note(request.offsetBytes, request.lengthBytes);
+    if (this.missed !== null) this.missed.note(request.offsetBytes, request.lengthBytes);
   }
 
   private admit(operation: VolumeOperation, request: BlockRequest): void {
@@ -163,8 +239,19 @@ export class Volume implements BlockDevice, OperationHost {
         this.runUnmap(operation, request);
         return;
       case BLOCK_OP.flush:
+        if (this.coveringFlush === null) this.coverWritten(operation);
         this.fanOut(operation, request);
         return;
+    }
+  }
+
+  /** This flush covers what was answered before it; what is in flight now it may not. */
+  private coverWritten(flush: VolumeOperation): void {
+    this.coveringFlush = flush;
+    this.written.rotate();
+    for (const operation of this.active) {
+      const { op, offsetBytes, lengthBytes } = operation.request as BlockRequest;
+      if (op !== BLOCK_OP.flush) this.written.note(offsetBytes, lengthBytes);
     }
   }
 
@@ -276,7 +363,7 @@ export class Volume implements BlockDevice, OperationHost {
 
   private writeDone(operation: VolumeOperation): void {
     if (operation.failures.length === 0) {
-      this.finish(operation, null);
+      this.acknowledge(operation);
       return;
     }
     const { failures } = operation;
@@ -297,16 +384,25 @@ export class Volume implements BlockDevice, OperationHost {
       const error = results[index]?.error ?? firstError;
       if (error !== null) this.failMember(member, error);
     }
-    this.finish(
-      operation,
-      outcome.answer === 'success' ? null : answerOf(outcome.answer, firstError),
-    );
+    if (outcome.answer === 'success') this.acknowledge(operation);
+    else this.finish(operation, answerOf(outcome.answer, firstError));
+  }
+
+  /** P3: not before all who remain know durably who has not got this write. */
+  private acknowledge(operation: VolumeOperation): void {
+    if (this.gate.isSettled) this.finish(operation, null);
+    else this.gate.wait(operation);
   }
 
   private finish(operation: VolumeOperation, error: StorageError | null): void {
     const request = operation.request as BlockRequest;
     const { op } = request;
     const { isPart, startedMs } = operation;
+    if (operation === this.coveringFlush) {
+      this.coveringFlush = null;
+      if (error === null) this.written.forgetPrevious();
+    }
+    if (this.active.delete(operation)) this.unmark(operation);
     if (!isPart && op !== BLOCK_OP.flush) this.ranges.release(operation);
     operation.reset();
     this.idle.push(operation);
@@ -323,9 +419,14 @@ export class Volume implements BlockDevice, OperationHost {
     }
   }
 
+  private unmark(operation: VolumeOperation): void {
+    if (this.marked === null || !this.marked.delete(operation) || this.marked.size > 0) return;
+    this.marked = null;
+    this.whenMarkedDone?.();
+  }
+
   private writeLeft(): void {
-    this.activeWrites--;
-    if (this.activeWrites > 0 || this.whenDrained.length === 0) return;
+    if (this.active.size > 0 || this.whenDrained.length === 0) return;
     const waiting = this.whenDrained;
     this.whenDrained = [];
     for (const resolve of waiting) resolve();
@@ -335,8 +436,9 @@ export class Volume implements BlockDevice, OperationHost {
     const waiting = this.gated;
     this.gated = [];
     for (const operation of waiting) {
-      this.activeWrites++;
-      this.admit(operation, operation.request as BlockRequest);
+      const request = operation.request as BlockRequest;
+      this.enter(operation, request);
+      this.admit(operation, request);
     }
   }
 

@@ -1,6 +1,7 @@
 // What becomes of replicas when control operations fail on some, on all, or beside each other: start,
 // snapshot, expand, rebuild. Numbers refer to upstream scenarios (control_test, test_controller).
 
+import { randomUUID } from 'node:crypto';
 import t from 'tap';
 import { StorageError } from '../../src/core/errors.js';
 import { silentLogger } from '../../src/core/log.js';
@@ -194,6 +195,8 @@ t.test('a start that finds no usable replica closes what it opened', async (t) =
   for (const one of [replica, other])
     one.info = { ...one.info, state: 'rebuilding', rebuilding: true };
   const engine = new Engine({
+    newId: randomUUID,
+    random: () => 0.5,
     settings: { ...defaultSettings('vol'), revisionCounterDisabled: true },
     connector: memoryConnector([replica, other]),
     slab,
@@ -220,6 +223,8 @@ t.test('a single rebuilding replica is started and its flag cleared', async (t) 
   const replica = new MemoryReplica('tcp://r0:9502', slab, VOLUME_BYTES);
   replica.info = { ...replica.info, state: 'rebuilding', rebuilding: true };
   const engine = new Engine({
+    newId: randomUUID,
+    random: () => 0.5,
     settings: { ...defaultSettings('vol'), revisionCounterDisabled: true },
     connector: memoryConnector([replica]),
     slab,

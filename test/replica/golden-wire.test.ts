@@ -2,6 +2,7 @@
 // answer equal byte for byte. What the volume held before a recording is derived from its answers.
 // Where Longhorn's process crashes, ours must refuse the request and live.
 
+import { randomUUID } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
@@ -373,6 +374,8 @@ t.test('an engine tells of a full disk as Longhorn does, and goes on', { skip },
   replica.device.failWith = ({ op }) =>
     op === BLOCK_OP.write ? new StorageError('NO_SPACE', 'write x: no space left on device') : null;
   const engine = new Engine({
+    newId: randomUUID,
+    random: () => 0.5,
     settings: ENGINE_SETTINGS,
     connector: memoryConnector([replica]),
     slab,

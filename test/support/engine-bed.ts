@@ -1,5 +1,6 @@
 // An engine over replicas in memory, and a client's few operations on its volume.
 
+import { randomUUID } from 'node:crypto';
 import { BLOCK_OP, submitAndWait } from '../../src/core/block-device.js';
 import { silentLogger } from '../../src/core/log.js';
 import { Slab, SLAB_BYTES } from '../../src/core/slab.js';
@@ -27,6 +28,8 @@ export async function startEngine(replicaCount: number, spare = 0): Promise<Bed>
     slab,
     clock: new ManualClock(),
     log: silentLogger,
+    newId: randomUUID,
+    random: () => 0.5,
   });
   await engine.start({
     addresses: addresses.slice(0, replicaCount),

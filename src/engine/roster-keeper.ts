@@ -1,0 +1,269 @@
+// Keeps the roster: who is in step, stored durably on every member. While a roster that leaves out a
+// replica is not yet stored, no write may be acknowledged (P3); the volume asks `isSettled` and waits
+// here. A member that cannot store a roster leaves as well. See docs/adr/0007-roster.md.
+
+import { coarsenRanges, uniteRanges, type ByteRange } from '../core/byte-ranges.js';
+import { StorageError, toStorageError } from '../core/errors.js';
+import { ROSTER_ABSENT_MAX, ROSTER_RANGES_MAX } from '../core/limits.js';
+import type { Logger } from '../core/log.js';
+import type { AbsentReplica, Roster } from '../core/roster.js';
+import type { Member, Membership } from './membership.js';
+
+/** Waits for the roster to be stored; error when no member is left that could. */
+export interface RosterWaiter {
+  rosterSettled(error: StorageError | null): void;
+}
+
+/** What a replica that leaves may lack. */
+export interface Missing {
+  readonly inFlight: readonly ByteRange[];
+  readonly unflushed: readonly ByteRange[];
+}
+
+export interface RosterKeeperOptions {
+  readonly membership: Membership;
+  readonly log: Logger;
+  /** Moves a member that cannot store the roster to ERR. */
+  readonly failMember: (member: Member, error: StorageError) => void;
+}
+
+export class RosterKeeper {
+  /** False while a member's leaving is not yet durable on all others. */
+  isSettled = true;
+  private readonly options: RosterKeeperOptions;
+  private generation = 0;
+  private number = 0;
+  private absent: readonly AbsentReplica[] = [];
+  /** A WO replica that becomes a member with the next roster. */
+  private joining: Member | null = null;
+  /** Grows with each change that a stored roster must show. */
+  private revision = 0;
+  private changed: (() => void) | null = null;
+  private storing: Promise<void> | null = null;
+  private waiters: RosterWaiter[] = [];
+
+  constructor(options: RosterKeeperOptions) {
+    this.options = options;
+  }
+
+  /** Number of this engine's start; 0 before it. */
+  get engineGeneration(): number {
+    return this.generation;
+  }
+
+  get absentReplicas(): readonly AbsentReplica[] {
+    return this.absent;
+  }
+
+  /** True when an absent replica has no fork yet. */
+  get needsFork(): boolean {
+    return this.absent.some(({ forkDisk }) => forkDisk === '');
+  }
+
+  /** Takes a generation; rosters count from 1 again. */
+  begin(generation: number): void {
+    this.generation = generation;
+    this.number = 0;
+    this.absent = [];
+    this.joining = null;
+    this.isSettled = true;
+  }
+
+  /** Stores the first roster of a started volume. @throws NO_BACKEND when no member could store it. */
+  async start(absent: readonly AbsentReplica[]): Promise<void> {
+    this.absent = absent.slice(-ROSTER_ABSENT_MAX);
+    await this.storeNow();
+  }
+
+  /** Resolves when what changed so far is stored, or no member is left. */
+  async whenStored(): Promise<void> {
+    await this.storing;
+  }
+
+  wait(waiter: RosterWaiter): void {
+    this.waiters.push(waiter);
+  }
+
+  /**
+   * A member is no longer one; it left the membership already.
+   * @param missing null when nothing is to be remembered for its return.
+   */
+  memberLeft(member: Member, replicaId: string, hostBootId: string, missing: Missing | null): void {
+    if (this.joining === member) this.joining = null;
+    const others = this.absent.filter((entry) => entry.replicaId !== replicaId);
+    const count = this.options.membership.readable.length + 1;
+    const entry = missing === null ? [] : [absentEntry(replicaId, hostBootId, missing, count)];
+    this.absent = [...others, ...entry].slice(-ROSTER_ABSENT_MAX);
+    this.isSettled = false;
+    this.markChanged();
+    void this.store();
+  }
+
+  /** A replica that was no member yet is gone. */
+  joinerLeft(member: Member): void {
+    if (this.joining !== member) return;
+    this.joining = null;
+    this.markChanged();
+  }
+
+  /**
+   * The fork of those that have none: the entries are complete with it.
+   * @param since what was written between their leaving and the fork.
+   */
+  async forked(forkDisk: string, since: readonly ByteRange[]): Promise<void> {
+    this.absent = this.absent.map((entry) => {
+      if (entry.forkDisk !== '') return entry;
+      return { ...entry, forkDisk, inFlight: limited(uniteRanges(entry.inFlight, since)) };
+    });
+    await this.storeNow();
+  }
+
+  /** No fork could be cut: who has none comes back by comparing. */
+  forkFailed(): void {
+    this.absent = this.absent.filter(({ forkDisk }) => forkDisk !== '');
+  }
+
+  /**
+   * Stores a roster with the WO replica as a member, on it too. The caller holds the barrier and
+   * makes it RW afterwards. @throws INVALID_STATE when it left meanwhile; NO_BACKEND.
+   */
+  async admit(member: Member): Promise<void> {
+    this.joining = member;
+    const memberCount = this.options.membership.readable.length + 1;
+    const replicaId = member.port?.replicaId;
+    const before = this.absent;
+    this.absent = before.filter(
+      (entry) => entry.replicaId !== replicaId && entry.memberCountBefore > memberCount,
+    );
+    await this.storeNow();
+    if (this.joining !== member) {
+      this.absent = before;
+      await this.storeNow();
+      throw new StorageError('INVALID_STATE', `replica ${member.address} left while it joined`);
+    }
+    this.joining = null;
+  }
+
+  /** A replica was added as RW, as the first one or at somebody's word. @throws NO_BACKEND. */
+  async memberAdded(member: Member): Promise<void> {
+    const replicaId = member.port?.replicaId;
+    this.absent = this.absent.filter((entry) => entry.replicaId !== replicaId);
+    await this.storeNow();
+  }
+
+  /** The roster of an orderly end; everything is flushed. */
+  async storeClean(): Promise<void> {
+    await this.storeNow(true);
+  }
+
+  private markChanged(): void {
+    this.revision++;
+    this.changed?.();
+  }
+
+  private async storeNow(isClean = false): Promise<void> {
+    if (isClean) await this.storing;
+    this.markChanged();
+    await this.store(isClean);
+    if (this.options.membership.readable.length > 0) return;
+    throw new StorageError('NO_BACKEND', 'no replica could store who is in step');
+  }
+
+  /** Ends when the members as they are then have stored the roster. */
+  private store(isClean = false): Promise<void> {
+    this.storing ??= this.storeUntilStable(isClean);
+    return this.storing;
+  }
+
+  private async storeUntilStable(isClean: boolean): Promise<void> {
+    for (;;) {
+      const { revision } = this;
+      const { readable } = this.options.membership;
+      const roster = this.next(isClean);
+      const targets = this.joining === null ? readable : [...readable, this.joining];
+      const whenChanged = new Promise<void>((resolve) => {
+        this.changed = resolve;
+      });
+      // A member that hangs is given up by its own connection; nobody waits for it longer than that.
+      await Promise.race([
+        Promise.all(targets.map((member) => this.storeOn(member, roster))),
+        whenChanged,
+      ]);
+      if (this.revision !== revision) continue;
+      // Together with the comparison: whoever leaves from here on starts another round.
+      this.changed = null;
+      this.storing = null;
+      if (readable.length > 0) this.tellOthers(roster);
+      this.settle();
+      return;
+    }
+  }
+
+  private next(isClean: boolean): Roster {
+    const { readable } = this.options.membership;
+    const members = readable.map(idOf);
+    if (this.joining !== null) members.push(idOf(this.joining));
+    const { generation, absent } = this;
+    return { generation, number: ++this.number, members, absent, isClean };
+  }
+
+  private async storeOn(member: Member, roster: Roster): Promise<void> {
+    const { port } = member;
+    if (port === null || !port.keepsRoster) return;
+    try {
+      await port.control.setRoster(roster);
+    } catch (error) {
+      if (member === this.joining) {
+        this.joining = null;
+        this.markChanged();
+      }
+      this.options.failMember(member, toStorageError(error));
+    }
+  }
+
+  /** A WO replica that knows the roster knows that it is no member, should it be started alone. */
+  private tellOthers(roster: Roster): void {
+    const { log, membership } = this.options;
+    log.info('roster.stored', { number: roster.number, members: roster.members });
+    for (const { mode, port, address } of membership.live) {
+      if (mode !== 'WO' || port?.keepsRoster !== true) continue;
+      port.control.setRoster(roster).catch((error: unknown) => {
+        log.warn('roster.not.told', { replica: address, error });
+      });
+    }
+  }
+
+  private settle(): void {
+    this.isSettled = true;
+    const waiting = this.waiters;
+    this.waiters = [];
+    const isLost = this.options.membership.readable.length === 0;
+    const error = isLost ? new StorageError('NO_BACKEND', 'no backend available') : null;
+    for (const waiter of waiting) waiter.rosterSettled(error);
+  }
+}
+
+function idOf(member: Member): string {
+  return member.port?.replicaId ?? `address:${member.address}`;
+}
+
+function absentEntry(
+  replicaId: string,
+  hostBootId: string,
+  missing: Missing,
+  memberCountBefore: number,
+): AbsentReplica {
+  return {
+    replicaId,
+    forkDisk: '',
+    inFlight: limited(missing.inFlight),
+    unflushed: limited(missing.unflushed),
+    hostBootId,
+    isExact: true,
+    memberCountBefore,
+  };
+}
+
+export function limited(ranges: readonly ByteRange[]): readonly ByteRange[] {
+  return coarsenRanges(ranges, ROSTER_RANGES_MAX);
+}
