@@ -13,6 +13,7 @@ import { memoryConnector, MemoryReplica } from './memory-replica.js';
 export const VOLUME_BYTES = MIB;
 
 export interface Bed {
+  readonly clock: ManualClock;
   readonly engine: Engine;
   readonly slab: Slab;
   readonly replicas: MemoryReplica[];
@@ -22,11 +23,12 @@ export async function startEngine(replicaCount: number, spare = 0): Promise<Bed>
   const slab = new Slab(new ArrayBuffer(SLAB_BYTES + MIB));
   const addresses = Array.from({ length: replicaCount + spare }, (_, i) => `tcp://r${i}:9502`);
   const replicas = addresses.map((address) => new MemoryReplica(address, slab, VOLUME_BYTES));
+  const clock = new ManualClock();
   const engine = new Engine({
     settings: { ...defaultSettings('vol'), revisionCounterDisabled: true },
     connector: memoryConnector(replicas),
     slab,
-    clock: new ManualClock(),
+    clock,
     log: silentLogger,
     newId: randomUUID,
     random: () => 0.5,
@@ -36,7 +38,7 @@ export async function startEngine(replicaCount: number, spare = 0): Promise<Bed>
     sizeBytes: VOLUME_BYTES,
     currentSizeBytes: VOLUME_BYTES,
   });
-  return { engine, slab, replicas };
+  return { clock, engine, slab, replicas };
 }
 
 export async function write(

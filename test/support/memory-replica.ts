@@ -2,6 +2,7 @@
 // that only remember. Failures are those of a real connection: once lost, everything fails.
 
 import type { BlockRequest } from '../../src/core/block-device.js';
+import { rosterMessage } from '../../src/api/roster-message.js';
 import { StorageError } from '../../src/core/errors.js';
 import type { Roster } from '../../src/core/roster.js';
 import type { Slab } from '../../src/core/slab.js';
@@ -12,6 +13,7 @@ import type {
   ReplicaInfo,
   ReplicaPort,
   SnapshotRecord,
+  WriteIntents,
 } from '../../src/engine/ports.js';
 import { Replica as ReplicaMessage } from '../../src/api/generated/replica.js';
 import { MemoryDevice } from './memory-device.js';
@@ -35,6 +37,11 @@ export class MemoryReplica implements ReplicaPort {
   /** Set to make the next control call of that name fail. */
   controlFailure: { call: string; error: StorageError } | null = null;
   connectOptions: ConnectOptions | null = null;
+  /** Control calls of these names wait for releaseCalls(). */
+  readonly holding = new Set<string>();
+  private heldCalls: (() => void)[] = [];
+  /** What it answers when asked for its write intents. */
+  intents: WriteIntents = [];
   private lost: StorageError | null = null;
 
   constructor(address: string, slab: Slab, sizeBytes: number) {
@@ -77,8 +84,14 @@ export class MemoryReplica implements ReplicaPort {
     return Promise.resolve();
   }
 
+  releaseCalls(): void {
+    this.holding.clear();
+    for (const resolve of this.heldCalls.splice(0)) resolve();
+  }
+
   private async record(call: string): Promise<void> {
     this.calls.push(call);
+    if (this.holding.has(call)) await new Promise<void>((resolve) => this.heldCalls.push(resolve));
     const failure = this.controlFailure;
     if (failure?.call !== call) return;
     this.controlFailure = null;
@@ -86,7 +99,12 @@ export class MemoryReplica implements ReplicaPort {
   }
 
   readonly control: ReplicaControl = {
-    get: async () => ({ ...this.info, disks: { ...this.info.disks } }),
+    get: async () => ({
+      ...this.info,
+      disks: { ...this.info.disks },
+      replicaId: this.replicaId,
+      roster: this.roster === null ? undefined : rosterMessage(this.roster),
+    }),
     snapshot: async (record) => {
       await this.record('snapshot');
       this.snapshots.push(record);
@@ -109,7 +127,7 @@ export class MemoryReplica implements ReplicaPort {
     },
     beginCheckpoint: () => this.record('beginCheckpoint'),
     endCheckpoint: () => this.record('endCheckpoint'),
-    writeIntents: async () => [],
+    writeIntents: async () => this.intents,
     absence: async () => null,
   };
 }
