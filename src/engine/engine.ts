@@ -174,9 +174,13 @@ export class Engine {
   }
 
   private forkSoon(): void {
+    void this.mutex.run(() => this.cutForkNow());
+  }
+
+  private cutForkNow(): Promise<void> {
     const { group, keeper, volume, settings, clock, log } = this;
     const { newId } = this.options;
-    void this.mutex.run(() => cutFork({ group, keeper, volume, settings, clock, log, newId }));
+    return cutFork({ group, keeper, volume, settings, clock, log, newId });
   }
 
   /** A newer engine has taken a replica: this one must not go on with the others. */
@@ -206,7 +210,13 @@ export class Engine {
 
   revert(name: string): Promise<void> {
     return this.mutex.run(async () => {
-      await revertToSnapshot(this.group, this.volume, this.frontend, this.clock, name);
+      const { group, keeper } = this;
+      // What left before stands on the head that is about to go, so its fork is cut first; of who
+      // leaves meanwhile nobody can tell on which head.
+      await this.cutForkNow();
+      await keeper.withoutEntries(() =>
+        revertToSnapshot(group, this.volume, this.frontend, this.clock, name),
+      );
       this.log.info('volume.reverted', { snapshot: name });
     });
   }

@@ -27,7 +27,10 @@ export interface ForkParts {
 /** Cuts one fork for all absent replicas that have none. It never fails: without one they are compared. */
 export async function cutFork(parts: ForkParts): Promise<void> {
   const { group, keeper, volume, settings, clock, log } = parts;
-  if (!keeper.needsFork || group.membership.readable.length === 0) return;
+  if (!keeper.needsFork || group.membership.readable.length === 0) {
+    volume.takeMissed();
+    return;
+  }
   const name = `replica-left-${parts.newId()}`;
   const labels = { [FORK_LABEL]: 'true' };
   try {

@@ -39,6 +39,8 @@ export class RosterKeeper {
   /** Grows with each change that a stored roster must show. */
   private revision = 0;
   private changed: (() => void) | null = null;
+  /** While set, who leaves is to be compared as a whole when it returns. */
+  private keepsNoEntries = false;
   private storing: Promise<void> | null = null;
   private waiters: RosterWaiter[] = [];
 
@@ -92,7 +94,8 @@ export class RosterKeeper {
     if (this.joining === member) this.joining = null;
     const others = this.absent.filter((entry) => entry.replicaId !== replicaId);
     const count = this.options.membership.readable.length + 1;
-    const entry = missing === null ? [] : [absentEntry(replicaId, hostBootId, missing, count)];
+    const isLeftOut = missing === null || this.keepsNoEntries;
+    const entry = isLeftOut ? [] : [absentEntry(replicaId, hostBootId, missing, count)];
     this.absent = [...others, ...entry].slice(-ROSTER_ABSENT_MAX);
     this.isSettled = false;
     this.markChanged();
@@ -116,6 +119,16 @@ export class RosterKeeper {
       return { ...entry, forkDisk, inFlight: limited(uniteRanges(entry.inFlight, since)) };
     });
     await this.storeNow();
+  }
+
+  /** Runs an operation that makes it unclear on which head a replica stands that leaves meanwhile. */
+  async withoutEntries(operation: () => Promise<void>): Promise<void> {
+    this.keepsNoEntries = true;
+    try {
+      await operation();
+    } finally {
+      this.keepsNoEntries = false;
+    }
   }
 
   /** No fork could be cut: who has none comes back by comparing. */

@@ -2,6 +2,7 @@
 // (start-rules.ts), drop the rest. A replica that is not used is closed again, so that the next
 // start finds it closed.
 
+import { planAlignment } from './alignment.js';
 import { rosterOf } from '../api/roster-message.js';
 import { StorageError, toStorageError } from '../core/errors.js';
 import type { Logger } from '../core/log.js';
@@ -70,7 +71,9 @@ export async function startReplicas(
   const { connected, rejected } = await connectAll(parts, request, engineGeneration);
   try {
     const roster = rosterToTrust(connected, settings);
-    const { trusted, volumeBytes } = selectTrusted(connected, rejected, settings, request, roster);
+    const selected = selectTrusted(connected, rejected, settings, request, roster);
+    const { volumeBytes } = selected;
+    const trusted = await alignChains(selected.trusted, rejected);
     for (const { port } of connected.filter((replica) => !trusted.includes(replica))) {
       group.closePort(port);
     }
@@ -146,6 +149,23 @@ function rosterToTrust(connected: readonly Connected[], settings: EngineSettings
   const names = voided.map(({ address }) => address).join(' ');
   const text = `another engine has written to ${names} but not to the other replicas; start with only those that are to be kept`;
   throw new StorageError('INVALID_STATE', text);
+}
+
+/** Members whose chains a crash left different are made alike, or left out. */
+async function alignChains(
+  members: readonly Connected[],
+  rejected: Rejected[],
+): Promise<readonly Connected[]> {
+  const { cuts, diverged } = planAlignment(members.map(({ info }) => info));
+  const aligned = members.filter((replica, index) => {
+    if (!diverged.includes(index)) return true;
+    reject(rejected, replica, 'its head stands on another snapshot than the others');
+    return false;
+  });
+  for (const { index, record } of cuts) {
+    await (members[index] as Connected).port.control.snapshot(record);
+  }
+  return aligned;
 }
 
 /** Asked only where an unclean end left something in doubt; otherwise nothing is. */
