@@ -10,6 +10,7 @@ import { parseSizeBytes, SECTOR_BYTES } from '../src/core/units.js';
 import { CELLS } from './cells.js';
 import { Children } from './child.js';
 import { judgeGoals } from './goals.js';
+import { askQuestions, QUESTION_NAMES } from './questions.js';
 import { assertRoom, describeMachine, missingPrograms } from './machine.js';
 import { renderReport } from './report.js';
 import type { BenchResults, Settings } from './results.js';
@@ -17,6 +18,7 @@ import { runSuite } from './suite.js';
 import { createTargets, DATA_COPIES, TARGET_NAMES } from './targets.js';
 
 const USAGE = `usage: npm run bench -- [options]
+       npm run bench -- ask [NAME…] [--quick] [--dir DIR]   (${QUESTION_NAMES.join(' ')})
   --quick            small files, one round, one second a cell: under two minutes
   --rounds N         rounds (default 5; at least 3 mean something)
   --seconds N        how long each cell runs, at least 1 (default 2)
@@ -38,6 +40,7 @@ function parseOptions(args: readonly string[]) {
   try {
     return parseArgs({
       args: [...args],
+      allowPositionals: true,
       options: {
         quick: { type: 'boolean', default: false },
         rounds: { type: 'string' },
@@ -54,13 +57,13 @@ function parseOptions(args: readonly string[]) {
         from: { type: 'string' },
         help: { type: 'boolean', default: false },
       },
-    }).values;
+    });
   } catch (error) {
     throw new UsageError((error as Error).message);
   }
 }
 
-type Options = ReturnType<typeof parseOptions>;
+type Options = ReturnType<typeof parseOptions>['values'];
 
 /** @throws UsageError below the minimum. */
 function atLeast(minimum: number, text: string, name: string): number {
@@ -162,8 +165,14 @@ async function main(args: readonly string[]): Promise<void> {
     });
   }
   try {
-    const options = parseOptions(args);
+    const { values: options, positionals } = parseOptions(args);
     if (options.help) return console.log(USAGE);
+    const [command, ...names] = positionals;
+    if (command === 'ask') {
+      const { quick } = options;
+      return await askQuestions(names, resolve(options.dir), { quick, signal: abort.signal });
+    }
+    if (command !== undefined) throw new UsageError(`there is no command '${command}'`);
     const results = await resultsOf(options, abort.signal);
     if (results === null) return;
     console.log(renderReport(results, options.markdown ? 'markdown' : 'text'));
