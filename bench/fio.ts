@@ -28,6 +28,8 @@ export interface FioOutcome {
   readonly bytesPerSecond: number;
   readonly meanMicros: number;
   readonly p99Micros: number;
+  /** The slowest request. */
+  readonly maxMicros: number;
   /** CPU time of fio itself. */
   readonly cpuMicros: number;
 }
@@ -39,7 +41,10 @@ interface FioDirection {
   /** Milliseconds. */
   readonly runtime: number;
   readonly lat_ns: { readonly mean: number };
-  readonly clat_ns: { readonly percentile?: Readonly<Record<string, number>> };
+  readonly clat_ns: {
+    readonly max?: number;
+    readonly percentile?: Readonly<Record<string, number>>;
+  };
 }
 
 interface FioReport {
@@ -90,6 +95,7 @@ export function parseFioReport(output: string, rw: FioJob['rw']): FioOutcome {
     bytesPerSecond: direction.bw_bytes,
     meanMicros: direction.lat_ns.mean / 1000,
     p99Micros: (direction.clat_ns.percentile?.['99.000000'] ?? Number.NaN) / 1000,
+    maxMicros: (direction.clat_ns.max ?? Number.NaN) / 1000,
     cpuMicros: ((job.usr_cpu + job.sys_cpu) / 100) * direction.runtime * 1000,
   };
 }

@@ -31,7 +31,9 @@ export interface Question {
 }
 
 /** Loaded when asked, so that one question's needs do not burden another. */
-const QUESTIONS: Readonly<Record<string, () => Promise<Question>>> = {};
+const QUESTIONS: Readonly<Record<string, () => Promise<Question>>> = {
+  membership: async () => (await import('./membership.js')).membership,
+};
 
 export const QUESTION_NAMES: readonly string[] = Object.keys(QUESTIONS);
 

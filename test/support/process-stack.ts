@@ -139,6 +139,8 @@ export interface StackOptions {
   readonly size: string;
   readonly replicaFlags?: readonly string[];
   readonly engineFlags?: readonly string[];
+  /** Where the stack's directory is made; default the temporary directory. */
+  readonly parent?: string;
 }
 
 export class ProcessStack {
@@ -160,7 +162,10 @@ export class ProcessStack {
 
   /** An empty stack in a new directory. Pass stop() to t.teardown(). */
   static async create(options: StackOptions): Promise<ProcessStack> {
-    return new ProcessStack(await mkdtemp(join(tmpdir(), 'longhorn-stack-')), options);
+    return new ProcessStack(
+      await mkdtemp(join(options.parent ?? tmpdir(), 'longhorn-stack-')),
+      options,
+    );
   }
 
   get nbdSocket(): string {
