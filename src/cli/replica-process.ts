@@ -2,6 +2,7 @@
 // it, and a sync agent as a child. When one of them dies the process ends with its error.
 
 import { spawn, type ChildProcess } from 'node:child_process';
+import { randomUUID } from 'node:crypto';
 import { mkdir, stat } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { StorageError } from '../core/errors.js';
@@ -80,6 +81,7 @@ async function serve(options: ReplicaProcessOptions, runtime: Runtime): Promise<
     directory,
     clock,
     log,
+    newId: randomUUID,
     revisionCounter: options.revisionCounter,
     encrypted: options.encrypted,
     unmapMarkDiskChainRemoved: options.unmapMarkDiskChainRemoved,

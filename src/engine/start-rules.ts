@@ -80,7 +80,7 @@ export function rosterAmong(candidates: readonly Candidate[]): Roster | null {
 
 /** An engine that keeps no rosters has written to it since it had one. */
 export function isVoided({ info }: Candidate): boolean {
-  return info.roster === undefined && info.engineGeneration > 0;
+  return info.rosterVoid;
 }
 
 /** Union of what the members may have written since the last checkpoint; null: everything. */

@@ -9,6 +9,7 @@ import { isSectorAligned, SECTOR_BYTES } from '../core/units.js';
 import type { DiskFile } from '../disk/disk.js';
 import {
   checkNotBusy,
+  checkNotPinned,
   checkWritable,
   findDisk,
   snapshotCountOf,
@@ -275,6 +276,7 @@ export async function removeFromChain(
     throw new StorageError('INVALID_STATE', 'cannot delete the active differencing disk', { name });
   }
   checkNotBusy(state, record.name, record.parent);
+  if (!force) checkNotPinned(state, record.name);
   const children = state.table.children(record.name);
   if (children.length > 1 && !force) {
     throw new StorageError(
@@ -341,6 +343,7 @@ export async function replaceInChain(
     throw new StorageError('INVALID_STATE', text, { targetName, sourceName });
   }
   checkNotBusy(state, target.name, source.name);
+  checkNotPinned(state, target.name, source.name);
   const held = await state.io.quiesce();
   try {
     await commitReplace(state, target, source);

@@ -35,6 +35,8 @@ export interface DiskInfo {
   readonly allocatedBytes: number;
   /** Apparent size of the image file. */
   readonly imageBytes: number;
+  /** Change time of the image file, nanoseconds since the epoch. */
+  readonly changedNs: bigint;
 }
 
 /** The numbers of snapshot limits (facts: on-disk §10). */

@@ -21,6 +21,8 @@ export interface ChainState {
   top: string;
   /** Disks that coalesce or prune works on; they may not be removed or replaced meanwhile. */
   readonly busyDisks: Set<string>;
+  /** Disks that an absent replica's return needs as they are. */
+  pinnedDisks: ReadonlySet<string>;
   snapshotMaxCount: number;
 }
 
@@ -41,6 +43,15 @@ export function checkNotBusy(state: ChainState, ...names: string[]): void {
   for (const name of names) {
     if (state.busyDisks.has(name)) {
       throw new StorageError('BUSY', `disk ${name} is being purged`, { name });
+    }
+  }
+}
+
+/** Not forced on anybody: a rebuild removes what it must. @throws BUSY. */
+export function checkNotPinned(state: ChainState, ...names: string[]): void {
+  for (const name of names) {
+    if (state.pinnedDisks.has(name)) {
+      throw new StorageError('BUSY', `disk ${name} is kept for a replica that is absent`, { name });
     }
   }
 }

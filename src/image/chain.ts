@@ -77,6 +77,8 @@ export interface OpenChainOptions {
   readonly unmapMarkDiskChainRemoved?: boolean;
   /** Default SNAPSHOT_COUNT_MAX. */
   readonly snapshotMaxCount?: number;
+  /** Disks that a purge leaves alone; see setPinned. */
+  readonly pinnedDisks?: ReadonlySet<string>;
   /** Bytes of all live snapshots together; 0 (default) is no limit. Reported, enforced by the engine. */
   readonly snapshotMaxBytes?: number;
 }
@@ -185,6 +187,7 @@ export class ImageChain implements BlockDevice {
       meta,
       top,
       busyDisks: new Set<string>(),
+      pinnedDisks: options.pinnedDisks ?? new Set<string>(),
       snapshotMaxCount,
     };
     const image = new ImageChain(state, options);
@@ -348,6 +351,11 @@ export class ImageChain implements BlockDevice {
     this.router.marksAncestors = enabled;
   }
 
+  /** Disks whose data an absent replica is compared with: no purge changes or removes them. */
+  setPinned(diskNames: ReadonlySet<string>): void {
+    this.state.pinnedDisks = diskNames;
+  }
+
   setSnapshotMaxCount(count: number): void {
     this.state.snapshotMaxCount = count;
   }
@@ -377,8 +385,9 @@ export class ImageChain implements BlockDevice {
     return Promise.all(
       table.all().map(async (record) => {
         const stat = await store.disk.stat(store.path(record.name));
-        const { allocatedBytes, sizeBytes: imageBytes } = stat;
-        return { ...record, children: table.children(record.name), allocatedBytes, imageBytes };
+        const { allocatedBytes, sizeBytes: imageBytes, changedNs } = stat;
+        const children = table.children(record.name);
+        return { ...record, children, allocatedBytes, imageBytes, changedNs };
       }),
     );
   }

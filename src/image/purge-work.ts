@@ -4,7 +4,7 @@
 import { StorageError } from '../core/errors.js';
 import type { DiskFile } from '../disk/disk.js';
 import type { WorkOptions } from './chain.js';
-import { checkNotBusy, checkWritable, type ChainState } from './chain-state.js';
+import { checkNotBusy, checkNotPinned, checkWritable, type ChainState } from './chain-state.js';
 import { Coalescer, pruneBehind } from './coalesce.js';
 import { openLayer } from './opening.js';
 
@@ -84,6 +84,7 @@ export class PurgeWork {
   private async whileBusy(names: readonly string[], work: () => Promise<void>): Promise<void> {
     const { busyDisks } = this.state;
     checkNotBusy(this.state, ...names);
+    checkNotPinned(this.state, ...names);
     for (const name of names) busyDisks.add(name);
     const running = work().finally(() => {
       for (const name of names) busyDisks.delete(name);

@@ -24,6 +24,9 @@ export function planRemoval(state: ChainState, name: string): RemoveAction[] {
   }
   const children = table.children(source);
   const target = children[0];
+  // Removing, pruning or merging would change what an absent replica is compared with.
+  const isPinned = state.pinnedDisks.has(source) || state.pinnedDisks.has(target ?? '');
+  if (isPinned) return [];
   if (target === undefined) return [{ action: 'remove', source, target: '' }];
   // A branch point stays until only one branch is left.
   if (children.length > 1) return [];

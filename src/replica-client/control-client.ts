@@ -71,13 +71,17 @@ export class ControlClient implements ReplicaControl {
     return this.replicaOf(this.replica.replicaGet({}));
   }
 
-  open(isUpgrade: boolean, expectedBackendSize: number): Promise<ReplicaInfo> {
+  open(
+    isUpgrade: boolean,
+    expectedBackendSize: number,
+    engineGeneration: number,
+  ): Promise<ReplicaInfo> {
     return this.replicaOf(
       this.replica.replicaOpen({
         isUpgrade,
         expectedBackendSize,
         engineCapabilities: [],
-        engineGeneration: 0,
+        engineGeneration,
       }),
     );
   }

@@ -118,10 +118,11 @@ async function connect(
   const { clock, volumeName, syncTimeoutSeconds } = options;
   const control = new ControlClient(address, { clock, volumeName, syncTimeoutSeconds });
   try {
-    const before = await waitUntilClosed(control, clock, address);
+    const before = await waitUntilClosed(control, clock, address, connectOptions);
     const connection = await dial(options, address, before);
     try {
-      const opened = await control.open(connectOptions.isUpgrade, connectOptions.expectedSizeBytes);
+      const { isUpgrade, expectedSizeBytes, engineGeneration } = connectOptions;
+      const opened = await control.open(isUpgrade, expectedSizeBytes, engineGeneration);
       return attach(options, connectOptions, address, control, connection, opened);
     } catch (error) {
       connection.destroy();
@@ -138,11 +139,15 @@ async function waitUntilClosed(
   control: ControlClient,
   clock: Clock,
   address: string,
+  { mayTakeOver, engineGeneration }: ConnectOptions,
 ): Promise<ReplicaInfo> {
   const giveUpMs = clock.nowMs() + RELEASE_WAIT_MS;
   for (;;) {
     const info = await control.get();
     if (info.state === 'closed') return info;
+    // Opening it takes it from the older engine.
+    const isOlder = info.engineGeneration > 0 && info.engineGeneration < engineGeneration;
+    if (mayTakeOver && isOlder && info.capabilities.includes(CAPABILITY.hello)) return info;
     const isOpen = ['open', 'dirty', 'rebuilding'].includes(info.state);
     if (!isOpen || clock.nowMs() >= giveUpMs) {
       throw new StorageError(

@@ -6,6 +6,7 @@ import type {
   Replica as ReplicaMessage,
   ReplicaServiceDefinition,
 } from '../api/generated/replica.js';
+import { absentMessage, rosterMessage, rosterOf } from '../api/roster-message.js';
 import type { StorageError } from '../core/errors.js';
 import type { DiskInfo } from '../image/chain.js';
 import type { ServiceHandlers } from '../rpc/server.js';
@@ -40,7 +41,7 @@ function replicaMessage(
   status: ReplicaStatus,
   local: LocalEndpoint,
 ): ReplicaMessage {
-  const { info, open } = status;
+  const { info, open, standing } = status;
   return {
     dirty: info.dirty,
     rebuilding: info.rebuilding,
@@ -64,9 +65,10 @@ function replicaMessage(
     capabilities: [...ALL_CAPABILITIES],
     hostBootId: local.hostBootId,
     localDataPath: local.localDataPath,
-    replicaId: '',
-    engineGeneration: 0,
-    roster: undefined,
+    replicaId: standing.replicaId,
+    engineGeneration: standing.engineGeneration,
+    roster: standing.roster === null ? undefined : rosterMessage(standing.roster),
+    rosterVoid: standing.isVoid,
   };
 }
 
@@ -130,6 +132,18 @@ export function replicaHandlers(
       after(replica.setUnmapMarkDiskChainRemoved(enabled)),
     snapshotMaxCountSet: ({ count }) => after(replica.setSnapshotMaxCount(count)),
     snapshotMaxSizeSet: ({ size }) => after(replica.setSnapshotMaxBytes(size)),
+    rosterSet: async ({ roster }) => {
+      const wanted = rosterOf(roster);
+      if (wanted === null) throw invalidRequest('the request has no roster');
+      await replica.setRoster(wanted);
+      return {};
+    },
+    absenceGet: async ({ replicaId }) => {
+      const known = await replica.absence(replicaId);
+      if (known === null) return { known: false, absent: undefined, unchangedDisks: {} };
+      const { absent, unchangedDisks } = known;
+      return { known: true, absent: absentMessage(absent), unchangedDisks: { ...unchangedDisks } };
+    },
     ...diskWorkHandlers(replica),
   };
 }

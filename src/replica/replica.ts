@@ -8,6 +8,7 @@ import type { Clock } from '../core/clock.js';
 import { StorageError, toStorageError } from '../core/errors.js';
 import type { Logger } from '../core/log.js';
 import { Mutex } from '../core/mutex.js';
+import type { Roster } from '../core/roster.js';
 import { isSectorAligned, MIB, SECTOR_BYTES } from '../core/units.js';
 import type { Disk } from '../disk/disk.js';
 import {
@@ -21,6 +22,10 @@ import {
   type WorkOptions,
 } from '../image/chain.js';
 import { META_SECTOR_BYTES, type VolumeMeta } from '../image/metadata.js';
+import type { RosterRecord } from './roster-record.js';
+import { checkGeneration, type KnownAbsence, Standing } from './standing.js';
+
+type LeaveEvent = 'closed' | 'abandoned' | 'deleted' | 'taken.over';
 
 export type ReplicaState = 'initial' | 'closed' | 'open' | 'dirty' | 'rebuilding' | 'error';
 
@@ -40,6 +45,8 @@ export interface ReplicaOptions {
   /** 0: no limit. */
   readonly snapshotMaxBytes: number;
   readonly backingFilePath?: string;
+  /** Makes the id of a directory that has none yet. */
+  readonly newId: () => string;
 }
 
 export interface OpenRequest {
@@ -63,6 +70,7 @@ export interface OpenStatus {
 export interface ReplicaStatus {
   readonly state: ReplicaState;
   readonly info: Omit<VolumeMeta, 'encrypted'>;
+  readonly standing: RosterRecord;
   /** Null unless open. */
   readonly open: OpenStatus | null;
 }
@@ -91,7 +99,11 @@ export class Replica implements BlockDevice {
   private closedState: ReplicaState = 'initial';
   /** Why the open chain cannot be trusted any more: one of its files could not be looked at. */
   private fault: StorageError | null = null;
-  private newestEngineGeneration = 0;
+  private readonly standing: Standing;
+  /** Generation of the engine that has the chain open; 0 for one of Longhorn's. */
+  private generation = 0;
+  /** Grows with each open: what was sent to an earlier one must not reach a later one. */
+  private serial = 0;
   private settings: {
     unmapMarkDiskChainRemoved: boolean;
     snapshotMaxCount: number;
@@ -102,6 +114,7 @@ export class Replica implements BlockDevice {
     this.options = options;
     this.directory = options.directory;
     this.hasRevisionCounter = options.revisionCounter;
+    this.standing = new Standing(options);
     const { unmapMarkDiskChainRemoved, snapshotMaxCount, snapshotMaxBytes } = options;
     this.settings = { unmapMarkDiskChainRemoved, snapshotMaxCount, snapshotMaxBytes };
   }
@@ -120,6 +133,16 @@ export class Replica implements BlockDevice {
 
   get isOpen(): boolean {
     return this.chain !== null;
+  }
+
+  /** Which open this is, counted; 0 while closed. */
+  get openSerial(): number {
+    return this.chain === null ? 0 : this.serial;
+  }
+
+  /** Of the engine that has it open; 0 for one of Longhorn's, and while closed. */
+  get openGeneration(): number {
+    return this.chain === null ? 0 : this.generation;
   }
 
   get snapshotMaxCount(): number {
@@ -149,11 +172,13 @@ export class Replica implements BlockDevice {
       const { chain } = this;
       if (chain === null) {
         const info = await this.lookAtDirectory();
-        return { state: this.closedState, info: info ?? NO_INFO, open: null };
+        await this.standing.look();
+        const standing = this.standing.record;
+        return { state: this.closedState, info: info ?? NO_INFO, open: null, standing };
       }
       const open = await this.openStatus(chain);
       const info = chain.info();
-      return { state: this.openState(info), info, open };
+      return { state: this.openState(info), info, open, standing: this.standing.record };
     });
   }
 
@@ -177,49 +202,75 @@ export class Replica implements BlockDevice {
     });
   }
 
-  /** @throws INVALID_STATE already open, or by an engine older than one seen; NOT_FOUND not created. */
+  /**
+   * A newer engine takes the replica from an older one that has it open.
+   * @throws INVALID_STATE already open; FENCED for an engine older than one seen; NOT_FOUND not created.
+   */
   open(request: OpenRequest): Promise<void> {
     return this.operations.run(async () => {
-      if (this.chain !== null) throw new StorageError('INVALID_STATE', 'replica is already open');
-      this.checkGeneration(request.engineGeneration);
+      const { engineGeneration } = request;
+      if (this.chain !== null) await this.takeOver(engineGeneration);
+      await this.standing.look();
+      checkGeneration(engineGeneration, this.standing.record.engineGeneration);
       const info = await this.lookAtDirectory();
       // Opening what was never created must leave the directory as it is.
       if (this.closedState === 'initial')
         throw new StorageError('NOT_FOUND', 'file does not exist');
-      const { disk, directory, clock, log, revisionCounter, backingFilePath } = this.options;
-      const chain = await ImageChain.open(disk, directory, {
-        clock,
-        log,
-        revisionCounter,
-        ...this.settings,
-        ...(backingFilePath === undefined ? {} : { backingFilePath }),
+      await this.standing.admit(engineGeneration);
+      const chain = await this.openChain(request).catch(async (error: unknown) => {
+        await this.standing.leave(false);
+        throw error;
       });
-      await this.makeRoomForHeader(chain, request);
       this.fault = null;
       this.workEnd = new AbortController();
       this.chain = chain;
-      this.newestEngineGeneration = Math.max(this.newestEngineGeneration, request.engineGeneration);
-      log.info('replica.opened', {
+      this.generation = engineGeneration;
+      this.serial++;
+      this.options.log.info('replica.opened', {
         sizeBytes: chain.sizeBytes,
         wasDirty: info?.dirty ?? false,
-        engineGeneration: request.engineGeneration,
+        engineGeneration,
       });
     });
   }
 
   /** Finishes what is in flight and makes it durable. A closed replica stays closed. */
   close(): Promise<void> {
-    return this.operations.run(() => this.leave((chain) => chain.close(), 'replica.closed'));
+    return this.operations.run(() => this.leave((chain) => chain.close(), 'closed'));
   }
 
-  /** Closes after its engine vanished: the directory stays dirty. A closed replica stays closed. */
-  abandon(): Promise<void> {
-    return this.operations.run(() => this.leave((chain) => chain.abandon(), 'replica.abandoned'));
+  /**
+   * Closes after its engine vanished: the directory stays dirty. A closed replica stays closed.
+   * @param serial the open that is meant; a later one stays.
+   */
+  abandon(serial = this.serial): Promise<void> {
+    return this.operations.run(async () => {
+      if (serial === this.serial) await this.leave((chain) => chain.abandon(), 'abandoned');
+    });
   }
 
   /** Removes the data of an open replica; the directory stays. */
   delete(): Promise<void> {
-    return this.operations.run(() => this.leave((chain) => chain.delete(), 'replica.deleted'));
+    return this.operations.run(() => this.leave((chain) => chain.delete(), 'deleted'));
+  }
+
+  /** Stores who is in step; durable when resolved. @throws FENCED, NOT_OPEN. */
+  setRoster(roster: Roster): Promise<void> {
+    return this.operations.run(async () => {
+      const { chain } = this;
+      if (chain === null) throw notOpen();
+      checkGeneration(roster.generation, this.generation);
+      await this.standing.setRoster(roster, await chain.disks(), chain.info().head);
+      chain.setPinned(this.standing.pinnedDisks);
+    });
+  }
+
+  /** What this replica knows of an absent one; null when only comparing can tell. */
+  absence(replicaId: string): Promise<KnownAbsence | null> {
+    return this.operations.run(async () => {
+      if (this.chain === null) return null;
+      return this.standing.absence(replicaId, await this.chain.disks());
+    });
   }
 
   /** Reads the directory again after a rebuild or restore changed its files. */
@@ -382,7 +433,7 @@ export class Replica implements BlockDevice {
   }
 
   /** New requests are refused from here on; the chain itself waits for those in flight. */
-  private async leave(end: (chain: ImageChain) => Promise<void>, event: string): Promise<void> {
+  private async leave(end: (chain: ImageChain) => Promise<void>, event: LeaveEvent): Promise<void> {
     const { chain } = this;
     if (chain === null) return;
     this.chain = null;
@@ -392,7 +443,30 @@ export class Replica implements BlockDevice {
     await Promise.allSettled(this.works);
     await end(chain);
     await this.lookAtDirectory();
-    this.options.log.info(event);
+    await this.standing.leave(event === 'closed');
+    this.options.log.info(`replica.${event}`);
+  }
+
+  /** What the older engine has in flight is finished; what it sends from now on is refused. */
+  private async takeOver(engineGeneration: number): Promise<void> {
+    checkGeneration(engineGeneration, this.generation);
+    const isNewer = engineGeneration > this.generation && this.generation > 0;
+    if (!isNewer) throw new StorageError('INVALID_STATE', 'replica is already open');
+    await this.leave((chain) => chain.abandon(), 'taken.over');
+  }
+
+  private async openChain(request: OpenRequest): Promise<ImageChain> {
+    const { disk, directory, clock, log, revisionCounter, backingFilePath } = this.options;
+    const chain = await ImageChain.open(disk, directory, {
+      clock,
+      log,
+      revisionCounter,
+      ...this.settings,
+      pinnedDisks: this.standing.pinnedDisks,
+      ...(backingFilePath === undefined ? {} : { backingFilePath }),
+    });
+    await this.makeRoomForHeader(chain, request);
+    return chain;
   }
 
   /** The engine of an encrypted volume made before its header had room of its own asks for more. */
@@ -406,14 +480,6 @@ export class Replica implements BlockDevice {
       await chain.close();
       throw error;
     }
-  }
-
-  private checkGeneration(engineGeneration: number): void {
-    if (engineGeneration === 0 || engineGeneration >= this.newestEngineGeneration) return;
-    throw new StorageError('INVALID_STATE', 'a newer engine has used this replica', {
-      engineGeneration,
-      newestEngineGeneration: this.newestEngineGeneration,
-    });
   }
 
   private openState(info: ChainInfo): ReplicaState {

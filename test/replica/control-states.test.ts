@@ -1,6 +1,7 @@
 // The replica's own promises: its states, what a ping says, that data in flight is finished before
 // the chain closes, and that nothing is written where nothing was created. Real files.
 
+import { randomUUID } from 'node:crypto';
 import { mkdir, mkdtemp, readdir, readFile, rm, unlink, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -34,6 +35,7 @@ function replicaAt(
   options: Partial<ReplicaOptions> = {},
 ): Promise<Replica> {
   const replica = Replica.at({
+    newId: randomUUID,
     disk,
     directory,
     clock: realClock,

@@ -2,6 +2,7 @@
 // same answer. Masked are times and, in texts, the directory's path. Where Longhorn crashes, poisons
 // its directory or loses data, the exceptions below say what ours answers instead and why.
 
+import { randomUUID } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { mkdtemp, readdir, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
@@ -79,6 +80,7 @@ class Rig {
     const directory = join(parent, 'r1');
     const disk = createNativeDisk({ slab: createSlab(MIB), log: silentLogger });
     const replica = await Replica.at({
+      newId: randomUUID,
       disk,
       directory,
       clock: realClock,

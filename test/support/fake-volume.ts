@@ -198,6 +198,7 @@ export class FakeVolume {
       replicaId: '',
       engineGeneration: 0,
       roster: undefined,
+      rosterVoid: false,
     };
   }
 }

@@ -1,5 +1,6 @@
 // A real replica in a temporary directory behind the real data server on a unix socket.
 
+import { randomUUID } from 'node:crypto';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -50,6 +51,7 @@ export class ServedReplica {
     const transport = createNativeTransport({ slab, clock: realClock });
     const disk = createNativeDisk({ slab, log: silentLogger });
     const replica = await Replica.at({
+      newId: randomUUID,
       disk,
       directory: join(parent, 'r1'),
       clock: realClock,

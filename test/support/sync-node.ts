@@ -1,6 +1,7 @@
 // One replica with its sync agent, served over gRPC like their processes do it: the agent two
 // ports above the replica, receivers from the third on.
 
+import { randomUUID } from 'node:crypto';
 import { createServer } from 'node:net';
 import type { AddressInfo } from 'node:net';
 
@@ -67,6 +68,7 @@ export async function startSyncNode(
   const clock = realClock;
   const log = silentLogger;
   const replica = await Replica.at({
+    newId: randomUUID,
     disk,
     directory,
     clock,

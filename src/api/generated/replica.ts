@@ -199,7 +199,11 @@ export interface Replica {
   /** Newest engine generation this replica has served; it refuses older ones. */
   engineGeneration: number;
   /** As last recorded here; absent when an engine that keeps none (Longhorn's) has written since. */
-  roster: Roster | undefined;
+  roster:
+    | Roster
+    | undefined;
+  /** There was one, and such an engine has written since. */
+  rosterVoid: boolean;
 }
 
 export interface Replica_DisksEntry {
@@ -2126,6 +2130,7 @@ function createBaseReplica(): Replica {
     replicaId: "",
     engineGeneration: 0,
     roster: undefined,
+    rosterVoid: false,
   };
 }
 
@@ -2205,6 +2210,9 @@ export const Replica: MessageFns<Replica> = {
     }
     if (message.roster !== undefined) {
       Roster.encode(message.roster, writer.uint32(8042).fork()).join();
+    }
+    if (message.rosterVoid !== false) {
+      writer.uint32(8048).bool(message.rosterVoid);
     }
     return writer;
   },
@@ -2423,6 +2431,14 @@ export const Replica: MessageFns<Replica> = {
             }
 
             message.roster = Roster.decode(reader, reader.uint32());
+            continue;
+          }
+          case 1006: {
+            if (tag !== 8048) {
+              break;
+            }
+
+            message.rosterVoid = reader.bool();
             continue;
           }
         }
