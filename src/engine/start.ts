@@ -143,8 +143,12 @@ function addMembers(
  */
 function rosterToTrust(connected: readonly Connected[], settings: EngineSettings): Roster | null {
   const roster = rosterAmong(connected);
-  const voided = connected.filter(isVoided);
-  if (roster === null || voided.length === 0) return roster;
+  if (roster === null) return null;
+  // Who is no member is stale, whoever has opened it since.
+  const voided = connected.filter(
+    (replica) => isVoided(replica) && roster.members.includes(replica.port.replicaId),
+  );
+  if (voided.length === 0) return roster;
   if (!settings.revisionCounterDisabled) return null;
   const names = voided.map(({ address }) => address).join(' ');
   const text = `another engine has written to ${names} but not to the other replicas; start with only those that are to be kept`;

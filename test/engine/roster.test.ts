@@ -427,6 +427,6 @@ t.test('after an orderly end a missing member lacks nothing but what comes', asy
 t.test('what another engine wrote to some of the replicas only is not guessed at', async (t) => {
   const { slab, replicas } = threeReplicas();
   replicas[0].roster = roster({ members: [ID(0), ID(1), ID(2)] });
-  replicas[1].info = { ...replicas[1].info, engineGeneration: 5 };
+  replicas[1].info = { ...replicas[1].info, engineGeneration: 5, rosterVoid: true };
   await t.rejects(startWith(replicas, slab), { code: 'INVALID_STATE', message: /r1:9502/ });
 });
