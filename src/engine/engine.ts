@@ -167,7 +167,9 @@ export class Engine {
     // So is one that somebody set to ERR, for who knows why.
     const isSuspect = error.kind === 'corruption' || error.code === 'CANCELLED';
     const missing = isSuspect ? null : volume.missing();
-    keeper.memberLeft(member, port.replicaId, port.hostBootId, missing);
+    // Where the disk itself failed, nothing that was not flushed can be counted on.
+    const isOnlyLost = error.code === 'CONNECTION_LOST' || error.code === 'TIMEOUT';
+    keeper.memberLeft(member, port.replicaId, isOnlyLost ? port.hostBootId : '', missing);
     if (missing === null || this.isFenced) return;
     volume.noteMissed();
     this.forkSoon();
