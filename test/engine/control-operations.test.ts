@@ -177,7 +177,7 @@ t.test('a replica that is lost while it is verified becomes ERR, and nothing els
   t.same(modes(bed), ['RW', 'ERR']);
 });
 
-t.test('53: ERR is for good, and only removing and adding a replica leaves it', async (t) => {
+t.test('#53 ERR is for good, and only removing and adding a replica leaves it', async (t) => {
   const bed = await startEngine(2);
   await bed.engine.setReplicaMode('tcp://r1:9502', 'ERR');
   await bed.engine.setReplicaMode('tcp://r1:9502', 'RW');

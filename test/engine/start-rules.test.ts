@@ -13,7 +13,7 @@ function candidate(address: string, fields: Partial<Candidate['info']>): Candida
   return { address, info: { ...ReplicaMessage.decode(new Uint8Array()), ...fields } };
 }
 
-t.test('26: the size of a starting volume', (t) => {
+t.test('#26 the size of a starting volume', (t) => {
   const table: [number, number, number[], number][] = [
     [64, 0, [64], 64],
     [64, 0, [0], 64],

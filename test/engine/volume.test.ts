@@ -162,7 +162,7 @@ t.test('a full volume: ENOSPC from every replica is told as such and nobody leav
   await read(bed, 0, 4 * KIB);
 });
 
-t.test('27: while a replica is WO, unaligned writes reach it as whole sectors', async (t) => {
+t.test('#27 while a replica is WO, unaligned writes reach it as whole sectors', async (t) => {
   for (const [offsetBytes, lengthBytes] of [
     [0, 512],
     [512, 512],

@@ -10,7 +10,7 @@ function results(...rows: [WriteResult['mode'], StorageError | null, number?][])
   return rows.map(([mode, error, writtenBytes = 0]) => ({ mode, error, writtenBytes }));
 }
 
-t.test('28: a write that every replica took succeeds and fails nobody', (t) => {
+t.test('#28 a write that every replica took succeeds and fails nobody', (t) => {
   t.same(decideWriteOutcome(results(['RW', null], ['RW', null], ['WO', null])), {
     failed: [],
     answer: 'success',
@@ -18,12 +18,12 @@ t.test('28: a write that every replica took succeeds and fails nobody', (t) => {
   t.end();
 });
 
-t.test('29: the only readable replica stays when it is full', (t) => {
+t.test('#29 the only readable replica stays when it is full', (t) => {
   t.same(decideWriteOutcome(results(['RW', full])), { failed: [], answer: 'noSpace' });
   t.end();
 });
 
-t.test('30: with the readable replica full, the write-only one leaves', (t) => {
+t.test('#30 with the readable replica full, the write-only one leaves', (t) => {
   const outcome = decideWriteOutcome(results(['RW', full], ['WO', full]));
   t.same(outcome, { failed: [1], answer: 'noSpace' });
   t.end();
@@ -35,13 +35,13 @@ t.test('a write-only replica that took what the readable one could not leaves', 
   t.end();
 });
 
-t.test('31: only the write-only replica full', (t) => {
+t.test('#31 only the write-only replica full', (t) => {
   const outcome = decideWriteOutcome(results(['RW', null], ['WO', full]));
   t.same(outcome, { failed: [1], answer: 'success' });
   t.end();
 });
 
-t.test('32: of four full replicas that wrote 1, 1, 2, 3 bytes the two with 1 stay', (t) => {
+t.test('#32 of four full replicas that wrote 1, 1, 2, 3 bytes the two with 1 stay', (t) => {
   const outcome = decideWriteOutcome(
     results(['RW', full, 1], ['RW', full, 1], ['RW', full, 2], ['RW', full, 3]),
   );
@@ -49,7 +49,7 @@ t.test('32: of four full replicas that wrote 1, 1, 2, 3 bytes the two with 1 sta
   t.end();
 });
 
-t.test('33: of 2, 2, 1, 1 those with 2 stay', (t) => {
+t.test('#33 of 2, 2, 1, 1 those with 2 stay', (t) => {
   const outcome = decideWriteOutcome(
     results(['RW', full, 2], ['RW', full, 2], ['RW', full, 1], ['RW', full, 1]),
   );
@@ -57,7 +57,7 @@ t.test('33: of 2, 2, 1, 1 those with 2 stay', (t) => {
   t.end();
 });
 
-t.test('34: some full, others not: the full ones leave', (t) => {
+t.test('#34 some full, others not: the full ones leave', (t) => {
   const outcome = decideWriteOutcome(results(['RW', full], ['RW', null], ['RW', full]));
   t.same(outcome, { failed: [0, 2], answer: 'success' });
   t.end();

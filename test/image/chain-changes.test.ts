@@ -47,7 +47,7 @@ t.afterEach(() => {
   if (ScratchBuffers.of(testSlab).freeCount !== 16) throw new Error('a scratch buffer leaked');
 });
 
-t.test('expand: new head only, zero-extended snapshots, thirty times (65, 66, 80)', async (t) => {
+t.test('#65 #66 #80 expand: new head only, zero-extended snapshots, thirty times', async (t) => {
   const { disk, chain } = await memoryChain(2);
   await writeBytes(disk, chain, 0, sectorsOf(1, 2));
   await snapshot(chain, 'a');
@@ -75,7 +75,7 @@ t.test('expand: new head only, zero-extended snapshots, thirty times (65, 66, 80
   t.equal((await openChain(disk, '/volume')).sizeBytes, 34 * S);
 });
 
-t.test('a failed expansion is rolled back and can be repeated (93)', async (t) => {
+t.test('#93 a failed expansion is rolled back and can be repeated', async (t) => {
   const { disk, chain } = await memoryChain(2);
   await writeBytes(disk, chain, 0, sectorsOf(1, 2));
   const before = await disk.list('/volume');
@@ -89,7 +89,7 @@ t.test('a failed expansion is rolled back and can be repeated (93)', async (t) =
   t.strictSame(await sectorBytes(disk, chain), [1, 1, 0, 0]);
 });
 
-t.test('head numbers follow the last digit (157)', async (t) => {
+t.test('#157 head numbers follow the last digit', async (t) => {
   const { chain } = await memoryChain(1);
   const heads: string[] = [];
   for (let i = 0; i < 22; i++) {
@@ -102,7 +102,7 @@ t.test('head numbers follow the last digit (157)', async (t) => {
 });
 
 t.test(
-  'purging everything again and again keeps ids, files and content bounded (66, 78)',
+  '#66 #78 purging everything again and again keeps ids, files and content bounded',
   async (t) => {
     const { disk, chain } = await memoryChain(4);
     for (let i = 1; i <= 300; i++) {
@@ -115,7 +115,7 @@ t.test(
   },
 );
 
-t.test('purge coalesces, replaces and prunes without changing a byte (82, 83)', async (t) => {
+t.test('#82 #83 purge coalesces, replaces and prunes without changing a byte', async (t) => {
   const { disk, chain } = await memoryChain(6);
   await writeBytes(disk, chain, 0, sectorsOf(1, 3));
   await snapshot(chain, 'a');
@@ -180,7 +180,7 @@ t.test('the revision counter counts writes and trims and outlives a reopen', asy
   await again.close().catch(() => undefined);
 });
 
-t.test('the rebuilding flag survives close, open and reload (48, 49)', async (t) => {
+t.test('#48 #49 the rebuilding flag survives close, open and reload', async (t) => {
   const { disk, chain } = await memoryChain(1);
   await chain.setRebuilding(true);
   await chain.reload();
@@ -205,7 +205,7 @@ t.test('reload sees files that others put there', async (t) => {
   t.strictSame(await sectorBytes(disk, chain), [1, 'z'.charCodeAt(0)]);
 });
 
-t.test('volume.meta that is missing or empty is made again from the head (131)', async (t) => {
+t.test('#131 volume.meta that is missing or empty is made again from the head', async (t) => {
   for (const content of [null, '', '{"Size":0,"Head":"","Dirty":true}']) {
     const { disk, chain } = await memoryChain(2);
     await writeBytes(disk, chain, 0, sectorsOf(1));
@@ -318,7 +318,7 @@ t.test('bad requests fail alone', async (t) => {
   await t.rejects(snapshot(chain, 'a'), { code: 'CLOSED' });
 });
 
-t.test('a full disk: clear error, old data stays, the chain lives on (21, 22)', async (t) => {
+t.test('#21 #22 a full disk: clear error, old data stays, the chain lives on', async (t) => {
   const { disk, chain } = await memoryChain(8);
   await writeBytes(disk, chain, 0, sectorsOf(1, 8));
   await snapshot(chain, 'a');
@@ -372,7 +372,7 @@ t.test('flush and fua make writes survive a power cut', async (t) => {
   t.equal(again.info().dirty, true);
 });
 
-t.test('a head file that is gone makes the questions fail (95)', async (t) => {
+t.test('#95 a head file that is gone makes the questions fail', async (t) => {
   const { disk, chain } = await memoryChain(1);
   await disk.unlink(`/volume/${chain.info().head}`);
   await t.rejects(chain.disks(), { code: 'NOT_FOUND' });

@@ -39,34 +39,31 @@ t.afterEach(() => {
   if (ScratchBuffers.of(testSlab).freeCount !== 16) throw new Error('a scratch buffer leaked');
 });
 
-t.test(
-  'create writes what Longhorn writes, and again does nothing (scenarios 1, 11)',
-  async (t) => {
-    const { disk, chain } = await memoryChain(2);
-    t.match(
-      await text(disk, 'volume-head-000.img.meta'),
-      /^\{"Name":"volume-head-000.img","Parent":"","Removed":false,"UserCreated":false,"Created":"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ","Labels":null\}\n$/,
-    );
-    t.equal(
-      await text(disk, 'volume.meta'),
-      '{"Size":8192,"Head":"volume-head-000.img","Dirty":true,"Rebuilding":false,"Error":"","Parent":"","SectorSize":512,"BackingFilePath":"","Encrypted":false}\n',
-    );
-    t.strictSame(await sectorBytes(disk, chain), [0, 0]);
-    t.equal(chain.info().dirty, false, 'open after create is not dirty');
-    await writeBytes(disk, chain, 0, sectorsOf(5));
-    t.equal(chain.info().dirty, true);
-    await chain.close();
-    t.match(await text(disk, 'volume.meta'), '"Dirty":false');
-    await ImageChain.create(disk, '/volume', { sizeBytes: 4 * S, ...chainDefaults });
-    const again = await openChain(disk, '/volume');
-    t.strictSame(await sectorBytes(disk, again), [5, 0]);
-    await t.rejects(ImageChain.create(disk, '/odd', { sizeBytes: 9, ...chainDefaults }), {
-      code: 'NOT_ALIGNED',
-    });
-  },
-);
+t.test('#1 #11 create writes what Longhorn writes, and again does nothing', async (t) => {
+  const { disk, chain } = await memoryChain(2);
+  t.match(
+    await text(disk, 'volume-head-000.img.meta'),
+    /^\{"Name":"volume-head-000.img","Parent":"","Removed":false,"UserCreated":false,"Created":"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ","Labels":null\}\n$/,
+  );
+  t.equal(
+    await text(disk, 'volume.meta'),
+    '{"Size":8192,"Head":"volume-head-000.img","Dirty":true,"Rebuilding":false,"Error":"","Parent":"","SectorSize":512,"BackingFilePath":"","Encrypted":false}\n',
+  );
+  t.strictSame(await sectorBytes(disk, chain), [0, 0]);
+  t.equal(chain.info().dirty, false, 'open after create is not dirty');
+  await writeBytes(disk, chain, 0, sectorsOf(5));
+  t.equal(chain.info().dirty, true);
+  await chain.close();
+  t.match(await text(disk, 'volume.meta'), '"Dirty":false');
+  await ImageChain.create(disk, '/volume', { sizeBytes: 4 * S, ...chainDefaults });
+  const again = await openChain(disk, '/volume');
+  t.strictSame(await sectorBytes(disk, again), [5, 0]);
+  await t.rejects(ImageChain.create(disk, '/odd', { sizeBytes: 9, ...chainDefaults }), {
+    code: 'NOT_ALIGNED',
+  });
+});
 
-t.test('two snapshots: heads, chain, labels, children as upstream (scenario 2)', async (t) => {
+t.test('#2 two snapshots: heads, chain, labels, children as upstream', async (t) => {
   const { disk, chain } = await memoryChain(4);
   await chain.snapshot({
     name: '000',
@@ -110,42 +107,39 @@ t.test('two snapshots: heads, chain, labels, children as upstream (scenario 2)',
   });
 });
 
-t.test(
-  'revert keeps the other branch and further changes keep the tree (scenarios 3, 4, 8)',
-  async (t) => {
-    const { disk, chain } = await memoryChain(2);
-    await writeBytes(disk, chain, 0, sectorsOf(1));
-    await snapshot(chain, '000');
-    await writeBytes(disk, chain, 0, sectorsOf(2));
-    await snapshot(chain, '001');
-    await writeBytes(disk, chain, 0, sectorsOf(3));
-    await chain.revert('volume-snap-000.img', CREATED);
-    t.strictSame(chain.liveChain(), ['volume-head-003.img', 'volume-snap-000.img']);
-    t.strictSame(await sectorBytes(disk, chain), [1, 0]);
-    await writeBytes(disk, chain, S, sectorsOf(4));
-    await snapshot(chain, '003');
-    await chain.revert('001', CREATED);
-    t.strictSame(await sectorBytes(disk, chain), [2, 0]);
-    await chain.revert('003', CREATED);
-    t.strictSame(await sectorBytes(disk, chain), [1, 4]);
-    await chain.removeDisk('volume-snap-001.img', false);
-    t.strictSame(await sectorBytes(disk, chain), [1, 4], 'a side branch is none of the chain');
-    const base = (await chain.disks()).find((d) => d.name === 'volume-snap-000.img');
-    t.strictSame(base?.children, ['volume-snap-003.img']);
-    await t.rejects(chain.revert('nowhere', CREATED), {
-      code: 'NOT_FOUND',
-      message: /no such file/,
-    });
-    await t.rejects(chain.revert('volume-head-006.img', CREATED));
-    await chain.markRemoved('000');
-    await t.rejects(chain.revert('000', CREATED), {
-      message: "cannot revert to disk file 000 since it's already marked as removed",
-    });
-  },
-);
+t.test('#3 #4 #8 revert keeps the other branch and further changes keep the tree', async (t) => {
+  const { disk, chain } = await memoryChain(2);
+  await writeBytes(disk, chain, 0, sectorsOf(1));
+  await snapshot(chain, '000');
+  await writeBytes(disk, chain, 0, sectorsOf(2));
+  await snapshot(chain, '001');
+  await writeBytes(disk, chain, 0, sectorsOf(3));
+  await chain.revert('volume-snap-000.img', CREATED);
+  t.strictSame(chain.liveChain(), ['volume-head-003.img', 'volume-snap-000.img']);
+  t.strictSame(await sectorBytes(disk, chain), [1, 0]);
+  await writeBytes(disk, chain, S, sectorsOf(4));
+  await snapshot(chain, '003');
+  await chain.revert('001', CREATED);
+  t.strictSame(await sectorBytes(disk, chain), [2, 0]);
+  await chain.revert('003', CREATED);
+  t.strictSame(await sectorBytes(disk, chain), [1, 4]);
+  await chain.removeDisk('volume-snap-001.img', false);
+  t.strictSame(await sectorBytes(disk, chain), [1, 4], 'a side branch is none of the chain');
+  const base = (await chain.disks()).find((d) => d.name === 'volume-snap-000.img');
+  t.strictSame(base?.children, ['volume-snap-003.img']);
+  await t.rejects(chain.revert('nowhere', CREATED), {
+    code: 'NOT_FOUND',
+    message: /no such file/,
+  });
+  await t.rejects(chain.revert('volume-head-006.img', CREATED));
+  await chain.markRemoved('000');
+  await t.rejects(chain.revert('000', CREATED), {
+    message: "cannot revert to disk file 000 since it's already marked as removed",
+  });
+});
 
 t.test(
-  'removal of the head, the oldest, a middle and a forked snapshot (5, 6, 7, 18)',
+  '#5 #6 #7 #18 removal of the head, the oldest, a middle and a forked snapshot',
   async (t) => {
     const { disk, chain } = await memoryChain(3);
     await writeBytes(disk, chain, 0, sectorsOf(1, 3));
@@ -177,7 +171,7 @@ t.test(
   },
 );
 
-t.test('prepareRemove gives the actions that peers know (9, 10, 47)', async (t) => {
+t.test('#9 #10 #47 prepareRemove gives the actions that peers know', async (t) => {
   const { chain } = await memoryChain(1);
   await snapshot(chain, '000');
   await snapshot(chain, '001');
@@ -208,7 +202,7 @@ t.test('prepareRemove gives the actions that peers know (9, 10, 47)', async (t) 
 });
 
 t.test(
-  'three layers read newest first, partial writes keep their neighbours (13, 14, 16)',
+  '#13 #14 #16 three layers read newest first, partial writes keep their neighbours',
   async (t) => {
     const { disk, chain } = await memoryChain(4);
     await writeBytes(disk, chain, 0, sectorsOf(1, 3));
@@ -228,7 +222,7 @@ t.test(
   },
 );
 
-t.test('reads may start and end anywhere (17), also through many scratch pieces', async (t) => {
+t.test('#17 reads may start and end anywhere, also through many scratch pieces', async (t) => {
   const { disk, chain } = await memoryChain(64);
   const content = Buffer.alloc(64 * S);
   for (let i = 0; i < content.length; i++) content[i] = (i * 7 + (i >> 12)) & 0xff;
@@ -251,7 +245,7 @@ t.test('reads may start and end anywhere (17), also through many scratch pieces'
 });
 
 t.test(
-  'a backing file shows through, zero-extended, and is never written (12, 15, 37)',
+  '#12 #15 #37 a backing file shows through, zero-extended, and is never written',
   async (t) => {
     const disk = memoryDisk();
     const image = Buffer.concat([sectorsOf(7, 1), Buffer.alloc(512, 8)]);
@@ -294,7 +288,7 @@ t.test(
 );
 
 t.test(
-  'unmap with the mark flag marks ancestors up to a fork, even for no bytes (19)',
+  '#19 unmap with the mark flag marks ancestors up to a fork, even for no bytes',
   async (t) => {
     const { chain } = await memoryChain(1, { unmapMarkDiskChainRemoved: true });
     await snapshot(chain, '000');
@@ -308,7 +302,7 @@ t.test(
   },
 );
 
-t.test('unmap releases whole sectors only (20)', async (t) => {
+t.test('#20 unmap releases whole sectors only', async (t) => {
   const cases = [
     [0, 0, 0],
     [512, 0, 0],
@@ -393,7 +387,7 @@ t.test('writeZeroes reads zero at any alignment; extents tell data from holes', 
   t.strictSame(words, [2 * S - 100, 3, 3 * S, 0, 3 * S, 3]);
 });
 
-t.test('unwritten extents hide older layers (158)', async (t) => {
+t.test('#158 unwritten extents hide older layers', async (t) => {
   const { disk, chain } = await memoryChain(4);
   await writeBytes(disk, chain, 0, sectorsOf(1, 4));
   await snapshot(chain, 'a');
