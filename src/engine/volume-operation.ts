@@ -24,6 +24,8 @@ export class VolumeOperation implements RangeHolder, BlockRequestOwner, RosterWa
   request: BlockRequest | null = null;
   /** True for a part of another operation, which holds the range for it. */
   isPart = false;
+  /** Set for a range that is only held: called instead of sending anything. */
+  whenHeld: (() => void) | null = null;
   startedMs = 0;
   pendingCopies = 0;
   /** Replicas the request was copied to, in the order of the copies' tags. */
@@ -50,6 +52,7 @@ export class VolumeOperation implements RangeHolder, BlockRequestOwner, RosterWa
   reset(): void {
     this.request = null;
     this.isPart = false;
+    this.whenHeld = null;
     this.targets = [];
     if (this.failures.length > 0) this.failures = [];
   }

@@ -6,7 +6,7 @@
 import {
   BLOCK_OP,
   type BlockDevice,
-  type BlockRequest,
+  BlockRequest,
   BlockRequestPool,
 } from '../core/block-device.js';
 import { mergeRanges, type ByteRange } from '../core/byte-ranges.js';
@@ -14,12 +14,13 @@ import type { Clock } from '../core/clock.js';
 import { StorageError } from '../core/errors.js';
 import { RangeLock } from '../core/range-lock.js';
 import { alignDown, alignUp, isSectorAligned, SECTOR_BYTES } from '../core/units.js';
+import type { ConvergedVolume, Converging, HeldRange } from './convergence.js';
 import type { Member, Membership } from './membership.js';
 import { VolumeMetrics } from './metrics.js';
 import type { Missing, RosterWaiter } from './roster-keeper.js';
 import type { UnalignedWriter } from './unaligned-writer.js';
 import { type OperationHost, VolumeOperation } from './volume-operation.js';
-import { decideWriteOutcome, type WriteResult } from './write-outcome.js';
+import { answerOf, decideWriteOutcome, type WriteResult } from './write-outcome.js';
 import { WrittenRanges } from './written-ranges.js';
 
 /** Tells when a write may be acknowledged: not while a replica's leaving is not durable (P3). */
@@ -38,12 +39,15 @@ export interface VolumeOptions {
 
 const BOUNDS_VERB = ['Read', 'Write', 'Flush', 'unmap', 'Write', 'Read'] as const;
 
-export class Volume implements BlockDevice, OperationHost {
+export class Volume implements BlockDevice, ConvergedVolume, OperationHost {
   readonly metrics = new VolumeMetrics();
   /** Set while an expansion runs: unmaps are refused. */
   isExpanding = false;
   /** Handles unaligned writes while a replica is WO; set once by the engine. */
   unalignedWriter: UnalignedWriter | null = null;
+  converging: Converging | null = null;
+  /** Told before a client hears of a write that left the members different; set by the engine. */
+  diverged: ((range: ByteRange) => void) | null = null;
   /** Requests that change data, ever. */
   writesEntered = 0;
   private size = 0;
@@ -83,6 +87,10 @@ export class Volume implements BlockDevice, OperationHost {
     return this.size;
   }
 
+  get isBusy(): boolean {
+    return this.ranges.heldCount + this.ranges.waitingCount > 0;
+  }
+
   resize(sizeBytes: number): void {
     this.size = sizeBytes;
   }
@@ -93,7 +101,24 @@ export class Volume implements BlockDevice, OperationHost {
       request.done(refusal);
       return;
     }
-    const operation = this.take(request);
+    this.start(this.take(request), request);
+  }
+
+  /** Takes a range as a write does: nothing that overlaps runs, and barriers wait for release(). */
+  holdRange(beginOffset: number, endOffset: number): Promise<HeldRange> {
+    return new Promise((resolve) => {
+      const request = new BlockRequest();
+      request.op = BLOCK_OP.writeZeroes;
+      request.offsetBytes = beginOffset;
+      request.lengthBytes = endOffset - beginOffset;
+      request.owner = { blockRequestDone: () => undefined };
+      const operation = this.take(request);
+      operation.whenHeld = () => resolve({ release: () => this.finish(operation, null) });
+      this.start(operation, request);
+    });
+  }
+
+  private start(operation: VolumeOperation, request: BlockRequest): void {
     const changesData = request.op !== BLOCK_OP.read && request.op !== BLOCK_OP.extents;
     if (changesData) {
       if (this.barriers > 0) {
@@ -112,7 +137,7 @@ export class Volume implements BlockDevice, OperationHost {
 
   /** What a replica that leaves now may lack. */
   missing(): Missing {
-    const inFlight: ByteRange[] = [];
+    const inFlight: ByteRange[] = [...(this.converging?.remaining ?? [])];
     for (const operation of this.active) {
       const { op, offsetBytes, lengthBytes } = operation.request as BlockRequest;
       if (op === BLOCK_OP.flush) continue;
@@ -222,6 +247,10 @@ export class Volume implements BlockDevice, OperationHost {
 
   private run(operation: VolumeOperation): void {
     const request = operation.request as BlockRequest;
+    if (operation.whenHeld !== null) {
+      operation.whenHeld();
+      return;
+    }
     switch (request.op) {
       case BLOCK_OP.read:
       case BLOCK_OP.extents:
@@ -318,6 +347,7 @@ export class Volume implements BlockDevice, OperationHost {
   /** The least loaded readable replica that this operation has not tried; ties take turns. */
   private pickReader(operation: VolumeOperation): Member | null {
     const { readable } = this.membership;
+    if (this.converging !== null) return this.pinnedReader(operation, this.converging);
     let best: Member | null = null;
     let bestLoad = Number.POSITIVE_INFINITY;
     this.nextReader = (this.nextReader + 1) % Math.max(1, readable.length);
@@ -329,6 +359,14 @@ export class Volume implements BlockDevice, OperationHost {
       bestLoad = load;
     }
     return best;
+  }
+
+  /** The next one after a reference that fails is the one that takes its place. */
+  private pinnedReader({ failures }: VolumeOperation, converging: Converging): Member | null {
+    const hasFailed = (member: Member): boolean => failures.some((f) => f.member === member);
+    const reference = converging.reference();
+    if (reference !== null && !hasFailed(reference)) return reference;
+    return this.membership.readable.find((member) => !hasFailed(member)) ?? null;
   }
 
   private readDone(
@@ -384,8 +422,18 @@ export class Volume implements BlockDevice, OperationHost {
       const error = results[index]?.error ?? firstError;
       if (error !== null) this.failMember(member, error);
     }
-    if (outcome.answer === 'success') this.acknowledge(operation);
-    else this.finish(operation, answerOf(outcome.answer, firstError));
+    if (outcome.answer === 'success') {
+      this.acknowledge(operation);
+      return;
+    }
+    this.noteDivergence(operation.request as BlockRequest);
+    this.finish(operation, answerOf(outcome.answer, firstError));
+  }
+
+  /** Members that all refused a write may each have a part of it; its range is still held. */
+  private noteDivergence({ op, offsetBytes, lengthBytes }: BlockRequest): void {
+    if (op === BLOCK_OP.flush || this.membership.readable.length < 2) return;
+    this.diverged?.({ beginOffset: offsetBytes, endOffset: offsetBytes + lengthBytes });
   }
 
   /** P3: not before all who remain know durably who has not got this write. */
@@ -447,11 +495,4 @@ export class Volume implements BlockDevice, OperationHost {
     operation.request = request;
     return operation;
   }
-}
-
-function answerOf(answer: 'noSpace' | 'error', first: StorageError | null): StorageError {
-  if (answer === 'noSpace') {
-    return new StorageError('NO_SPACE', 'no space left on device', {}, first ?? undefined);
-  }
-  return first ?? new StorageError('NO_BACKEND', 'no backend available');
 }

@@ -1,7 +1,7 @@
 // Decides what a finished fan-out write means: which replicas failed the volume and what the
 // client hears. Pure; the rules are Longhorn's (facts: engine-semantics §3), ENOSPC included.
 
-import type { StorageError } from '../core/errors.js';
+import { StorageError } from '../core/errors.js';
 import type { ReplicaMode } from './replica-mode.js';
 
 export interface WriteResult {
@@ -54,4 +54,12 @@ export function decideWriteOutcome(results: readonly WriteResult[]): WriteOutcom
   }
   const survives = readable.some((index) => results[index]?.error === null);
   return { failed, answer: survives ? 'success' : 'error' };
+}
+
+/** What the client hears of a write that did not succeed. */
+export function answerOf(answer: 'noSpace' | 'error', first: StorageError | null): StorageError {
+  if (answer === 'noSpace') {
+    return new StorageError('NO_SPACE', 'no space left on device', {}, first ?? undefined);
+  }
+  return first ?? new StorageError('NO_BACKEND', 'no backend available');
 }
