@@ -144,6 +144,18 @@ export function replicaHandlers(
       const { absent, unchangedDisks } = known;
       return { known: true, absent: absentMessage(absent), unchangedDisks: { ...unchangedDisks } };
     },
+    checkpointBegin: async () => {
+      await replica.beginCheckpoint();
+      return {};
+    },
+    checkpointEnd: async () => {
+      await replica.endCheckpoint();
+      return {};
+    },
+    intentsGet: async () => {
+      const ranges = await replica.writeIntents();
+      return { known: ranges !== null, ranges: (ranges ?? []).map((range) => ({ ...range })) };
+    },
     ...diskWorkHandlers(replica),
   };
 }

@@ -4,6 +4,7 @@
 // States and error texts are Longhorn's (facts: on-disk §3 "Server-level", §7).
 
 import type { BlockDevice, BlockRequest } from '../core/block-device.js';
+import type { ByteRange } from '../core/byte-ranges.js';
 import type { Clock } from '../core/clock.js';
 import { StorageError, toStorageError } from '../core/errors.js';
 import type { Logger } from '../core/log.js';
@@ -24,6 +25,7 @@ import {
 import { META_SECTOR_BYTES, type VolumeMeta } from '../image/metadata.js';
 import type { RosterRecord } from './roster-record.js';
 import { checkGeneration, type KnownAbsence, Standing } from './standing.js';
+import { WriteIntents } from './write-intents.js';
 
 type LeaveEvent = 'closed' | 'abandoned' | 'deleted' | 'taken.over';
 
@@ -92,6 +94,8 @@ export class Replica implements BlockDevice {
   /** Control operations run one at a time, in the order of the calls. */
   private readonly operations = new Mutex();
   private chain: ImageChain | null = null;
+  /** Null while closed, and while an engine has it open that makes no checkpoints. */
+  private intents: WriteIntents | null = null;
   /** Ends long work on the open chain when it closes. */
   private workEnd = new AbortController();
   private readonly works = new Set<Promise<void>>();
@@ -155,6 +159,7 @@ export class Replica implements BlockDevice {
 
   submit(request: BlockRequest): void {
     if (this.chain === null) request.done(notOpen());
+    else if (this.intents !== null) this.intents.admit(request);
     else this.chain.submit(request);
   }
 
@@ -217,10 +222,12 @@ export class Replica implements BlockDevice {
       if (this.closedState === 'initial')
         throw new StorageError('NOT_FOUND', 'file does not exist');
       await this.standing.admit(engineGeneration);
-      const chain = await this.openChain(request).catch(async (error: unknown) => {
-        await this.standing.leave(false);
-        throw error;
-      });
+      const chain = await this.openChain(request, info?.dirty ?? false).catch(
+        async (error: unknown) => {
+          await this.standing.leave(false);
+          throw error;
+        },
+      );
       this.fault = null;
       this.workEnd = new AbortController();
       this.chain = chain;
@@ -273,6 +280,27 @@ export class Replica implements BlockDevice {
     });
   }
 
+  /** From when this resolves, writes enter a new set of intents. @throws NOT_OPEN, NO_SPACE, IO_ERROR. */
+  beginCheckpoint(): Promise<void> {
+    return this.operations.run(async () => {
+      if (this.chain === null) throw notOpen();
+      await this.intents?.begin();
+    });
+  }
+
+  /** Forgets the intents from before beginCheckpoint(): every replica has them durably. @throws NOT_OPEN. */
+  endCheckpoint(): Promise<void> {
+    return this.operations.run(async () => {
+      if (this.chain === null) throw notOpen();
+      await this.intents?.end();
+    });
+  }
+
+  /** Where writes may have landed since the last checkpoint; null when it may be anywhere. */
+  writeIntents(): Promise<readonly ByteRange[] | null> {
+    return this.operations.run(async () => this.intents?.ranges() ?? null);
+  }
+
   /** Reads the directory again after a rebuild or restore changed its files. */
   reload(): Promise<void> {
     return this.whenOpen((chain) => chain.reload());
@@ -309,6 +337,7 @@ export class Replica implements BlockDevice {
         const text = `cannot expand replica to a smaller size ${sizeBytes}`;
         throw new StorageError('INVALID_ARGUMENT', text);
       }
+      await this.intents?.grow(sizeBytes);
       await chain.expand(sizeBytes);
     });
   }
@@ -441,7 +470,11 @@ export class Replica implements BlockDevice {
     this.workEnd.abort();
     // Nothing may change the directory any more once the replica says that it is closed.
     await Promise.allSettled(this.works);
+    const { intents } = this;
+    this.intents = null;
+    await intents?.close();
     await end(chain);
+    if (event === 'deleted') await WriteIntents.remove(this.options.disk, this.directory);
     await this.lookAtDirectory();
     await this.standing.leave(event === 'closed');
     this.options.log.info(`replica.${event}`);
@@ -455,7 +488,7 @@ export class Replica implements BlockDevice {
     await this.leave((chain) => chain.abandon(), 'taken.over');
   }
 
-  private async openChain(request: OpenRequest): Promise<ImageChain> {
+  private async openChain(request: OpenRequest, wasDirty: boolean): Promise<ImageChain> {
     const { disk, directory, clock, log, revisionCounter, backingFilePath } = this.options;
     const chain = await ImageChain.open(disk, directory, {
       clock,
@@ -466,7 +499,27 @@ export class Replica implements BlockDevice {
       ...(backingFilePath === undefined ? {} : { backingFilePath }),
     });
     await this.makeRoomForHeader(chain, request);
+    try {
+      this.intents = await this.openIntents(chain, request.engineGeneration, wasDirty);
+    } catch (error) {
+      await chain.abandon();
+      throw error;
+    }
     return chain;
+  }
+
+  private async openIntents(
+    chain: ImageChain,
+    engineGeneration: number,
+    isMissingUnknown: boolean,
+  ): Promise<WriteIntents | null> {
+    const { disk, directory } = this.options;
+    if (engineGeneration === 0) {
+      await WriteIntents.invalidate(disk, directory);
+      return null;
+    }
+    const isStale = this.standing.record.isVoid;
+    return WriteIntents.open({ disk, directory, next: chain, isMissingUnknown, isStale });
   }
 
   /** The engine of an encrypted volume made before its header had room of its own asks for more. */
