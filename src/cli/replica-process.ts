@@ -10,6 +10,7 @@ import type { Logger, LogLevel } from '../core/log.js';
 import type { DiskBackend } from '../addon/addon.js';
 import { createNativeDisk, type NativeDisk } from '../disk/native-disk.js';
 import type { NativeDiskFile } from '../disk/native-disk-file.js';
+import type { FrameServer } from '../frame-server/server.js';
 import { startDataServer } from '../replica/data-server.js';
 import { ReplicaServiceDefinition } from '../api/generated/replica.js';
 import { EnginePresence } from '../replica/engine-presence.js';
@@ -76,12 +77,16 @@ async function serve(options: ReplicaProcessOptions, runtime: Runtime): Promise<
   await makeDirectory(directory);
   const disk = createNativeDisk({ slab, backend: options.diskBackend, log });
   const directoryLock = await lockDirectory(disk, directory);
+  const dataServers: FrameServer[] = [];
   const replica = await Replica.at({
     disk,
     directory,
     clock,
     log,
     newId: randomUUID,
+    takenOver: () => {
+      for (const dataServer of dataServers) dataServer.endSuperseded();
+    },
     revisionCounter: options.revisionCounter,
     encrypted: options.encrypted,
     unmapMarkDiskChainRemoved: options.unmapMarkDiskChainRemoved,
@@ -92,10 +97,10 @@ async function serve(options: ReplicaProcessOptions, runtime: Runtime): Promise<
   if (options.sizeBytes !== undefined) await replica.create(options.sizeBytes);
 
   const { host, port } = parseListenAddress(options.listen);
-  const presence = new EnginePresence(clock, () => {
-    replica.abandon().catch((error: unknown) => log.error('replica.abandon.failed', { error }));
+  const openNow = (): number => replica.openSerial || replica.nextSerial;
+  const presence = new EnginePresence(clock, openNow, (open) => {
+    replica.abandon(open).catch((error: unknown) => log.error('replica.abandon.failed', { error }));
   });
-  const dataServers: { close(): Promise<void> }[] = [];
   const serveData = async (endpoint: Endpoint): Promise<void> => {
     dataServers.push(await startDataServer({ transport, endpoint, replica, clock, log, presence }));
   };

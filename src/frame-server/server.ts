@@ -67,6 +67,11 @@ export class FrameServer {
     });
   }
 
+  /** Ends the connections of engines that a newer one has superseded, and tells them why. */
+  endSuperseded(): void {
+    for (const session of this.sessions) session.endIfSuperseded();
+  }
+
   private accept(connection: Connection): void {
     const { device, policy, log } = this.options;
     const { peer } = connection;

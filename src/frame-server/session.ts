@@ -45,6 +45,9 @@ export class FrameSession implements ConnectionHandler, BlockRequestOwner {
   private receiving: FrameOperation | null = null;
   /** Bytes of an ignored payload still to come. */
   private skipBytes = 0;
+  /** What the fence knows this connection by, and the generation that its engine said. */
+  private pass: number;
+  private generation = 0;
   private stalled = false;
   private draining = false;
   private isClosed = false;
@@ -55,6 +58,7 @@ export class FrameSession implements ConnectionHandler, BlockRequestOwner {
     this.device = options.device;
     this.policy = options.policy;
     this.ended = options.ended;
+    this.pass = options.policy.fence?.newPass() ?? 0;
     options.connection.start(this);
   }
 
@@ -111,6 +115,14 @@ export class FrameSession implements ConnectionHandler, BlockRequestOwner {
     this.connection.destroy(new StorageError('CLOSED', 'the server is stopping'));
   }
 
+  /** Only engines that said their generation can be superseded: others are refused one by one. */
+  endIfSuperseded(): void {
+    const error = this.generation === 0 ? null : this.refusal();
+    if (error === null || this.isClosed || this.draining) return;
+    this.replyUnasked(error);
+    this.drain();
+  }
+
   /** Ends the connection once everything in flight is answered. */
   drain(): void {
     this.draining = true;
@@ -121,6 +133,7 @@ export class FrameSession implements ConnectionHandler, BlockRequestOwner {
   /** False when there is no room: the frame stays unconsumed and reading stops. */
   private accept(header: FrameHeader): boolean {
     if (!this.isKnown(header.type)) {
+      if (header.type === FRAME_TYPE.hello) this.greeted(header.offsetBytes);
       this.skipBytes = header.dataBytes;
       return true;
     }
@@ -152,7 +165,7 @@ export class FrameSession implements ConnectionHandler, BlockRequestOwner {
       operation.seq = header.seq;
       operation.type = header.type;
       operation.sizeBytes = 0;
-      operation.error = this.policy.ping();
+      operation.error = this.refusal() ?? this.policy.ping();
       this.reply(operation);
     } else if (carriesData) {
       operation.state = OPERATION_STATE.receiving;
@@ -161,6 +174,18 @@ export class FrameSession implements ConnectionHandler, BlockRequestOwner {
     } else {
       this.submit(operation);
     }
+  }
+
+  /** A connection has one engine: the first frame decides. */
+  private greeted(generation: number): void {
+    const { fence } = this.policy;
+    if (fence === undefined || this.generation !== 0) return;
+    this.generation = generation;
+    this.pass = fence.passOf(generation);
+  }
+
+  private refusal(): StorageError | null {
+    return this.policy.fence?.refusal(this.pass, this.generation) ?? null;
   }
 
   private isKnown(type: number): boolean {
@@ -209,6 +234,13 @@ export class FrameSession implements ConnectionHandler, BlockRequestOwner {
 
   private submit(operation: FrameOperation): void {
     operation.state = OPERATION_STATE.running;
+    // Not before: a newer engine may have come while the payload was on its way.
+    const refusal = this.refusal();
+    if (refusal !== null) {
+      operation.error = refusal;
+      this.reply(operation);
+      return;
+    }
     operation.pendingParts = operation.parts.length;
     // A synchronous completion may recycle the operation: read nothing of it after the last part.
     for (let i = 0, count = operation.parts.length; i < count; i++) {
@@ -216,6 +248,18 @@ export class FrameSession implements ConnectionHandler, BlockRequestOwner {
       part.owner = this;
       this.device.submit(part);
     }
+  }
+
+  /** An error that no request asked for: it travels like the answer to a ping. */
+  private replyUnasked(error: StorageError): void {
+    const operation = this.takeOperation();
+    operation.seq = 0;
+    operation.type = FRAME_TYPE.ping;
+    operation.offsetBytes = 0;
+    operation.sizeBytes = 0;
+    operation.error = error;
+    this.busyCount++;
+    this.reply(operation);
   }
 
   private reply(operation: FrameOperation): void {

@@ -24,6 +24,7 @@ import {
   type RpcClient,
 } from '../rpc/client.js';
 import { storageErrorOfRpc } from '../rpc/error-map.js';
+import { ENGINE_GENERATION_KEY } from '../rpc/identity.js';
 import { NO_SPACE_TEXT } from '../wire/replica/constants.js';
 import { parseReplicaAddress } from './addresses.js';
 
@@ -46,6 +47,8 @@ export interface ControlClientOptions {
   readonly clock: Clock;
   readonly volumeName: string;
   readonly syncTimeoutSeconds: number;
+  /** Of the engine on whose behalf it calls; the replica refuses older ones. Absent for others. */
+  readonly engineGeneration?: number;
 }
 
 export class ControlClient implements ReplicaControl {
@@ -60,9 +63,10 @@ export class ControlClient implements ReplicaControl {
     const { host, controlPort, syncAgentPort } = parseReplicaAddress(address);
     const identity = { volumeName: options.volumeName, instanceName: '' };
     const channelOptions = { clock: options.clock, identity };
+    const metadata = { [ENGINE_GENERATION_KEY]: String(options.engineGeneration ?? 0) };
     this.address = address;
     this.syncTimeoutSeconds = options.syncTimeoutSeconds;
-    this.channel = createChannel({ host, port: controlPort }, channelOptions);
+    this.channel = createChannel({ host, port: controlPort }, { ...channelOptions, metadata });
     this.agentChannel = createChannel({ host, port: syncAgentPort }, channelOptions);
     this.replica = createClient(ReplicaServiceDefinition, this.channel);
   }

@@ -2,6 +2,7 @@
 // any order; the first failure of the connection fails everything in flight, and there is no
 // reconnect: whether a replica may come back is for the engine to decide.
 
+import { assert } from '../core/assert.js';
 import { BLOCK_OP, type BlockDevice, type BlockRequest } from '../core/block-device.js';
 import type { Clock, Timer } from '../core/clock.js';
 import { StorageError, toStorageError } from '../core/errors.js';
@@ -28,6 +29,8 @@ export interface DataClientOptions {
   readonly capabilities: readonly string[];
   readonly clock: Clock;
   readonly zeroRegion: ZeroRegion;
+  /** Of this engine, said first where the replica understands it; 0: not said. */
+  readonly engineGeneration: number;
   readonly silenceMaxMs: () => number;
   /** The connection is lost; called before the requests in flight are failed. */
   readonly failed: (error: StorageError) => void;
@@ -74,6 +77,8 @@ export class DataClient implements BlockDevice, ConnectionHandler {
     this.canWriteZeroes = has(CAPABILITY.writeZeroes);
     this.canExtents = has(CAPABILITY.extents);
     this.connection.start(this);
+    if (options.engineGeneration > 0 && has(CAPABILITY.hello))
+      this.sayHello(options.engineGeneration);
     this.schedulePing();
   }
 
@@ -141,6 +146,14 @@ export class DataClient implements BlockDevice, ConnectionHandler {
   closed(error: StorageError | null): void {
     const { address } = this.options;
     this.fail(error ?? new StorageError('CONNECTION_LOST', `${address}: EOF`), true);
+  }
+
+  /** From here on this connection is served only while our generation has the replica open. */
+  private sayHello(generation: number): void {
+    const at = this.connection.header(FRAME_HEADER_BYTES);
+    assert(at !== NO_BUFFER, 'a new connection has room for a header');
+    encodeFrameHeader(this.connection.slab.view, at, PING_SEQ, FRAME_TYPE.hello, generation, 0, 0);
+    this.connection.send(at, FRAME_HEADER_BYTES, 0);
   }
 
   private transmit(request: BlockRequest): void {

@@ -116,12 +116,18 @@ async function connect(
   connectOptions: ConnectOptions,
 ): Promise<ReplicaPort> {
   const { clock, volumeName, syncTimeoutSeconds } = options;
-  const control = new ControlClient(address, { clock, volumeName, syncTimeoutSeconds });
+  const { engineGeneration } = connectOptions;
+  const control = new ControlClient(address, {
+    clock,
+    volumeName,
+    syncTimeoutSeconds,
+    engineGeneration,
+  });
   try {
     const before = await waitUntilClosed(control, clock, address, connectOptions);
     const connection = await dial(options, address, before);
     try {
-      const { isUpgrade, expectedSizeBytes, engineGeneration } = connectOptions;
+      const { isUpgrade, expectedSizeBytes } = connectOptions;
       const opened = await control.open(isUpgrade, expectedSizeBytes, engineGeneration);
       return attach(options, connectOptions, address, control, connection, opened);
     } catch (error) {
@@ -175,6 +181,7 @@ function attach(
     capabilities: info.capabilities,
     clock: options.clock,
     zeroRegion: options.zeroRegion,
+    engineGeneration: connectOptions.engineGeneration,
     silenceMaxMs: connectOptions.silenceMaxMs,
     failed: (error) => connectOptions.onFailure(port, error),
   });

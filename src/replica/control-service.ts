@@ -9,6 +9,8 @@ import type {
 import { absentMessage, rosterMessage, rosterOf } from '../api/roster-message.js';
 import type { StorageError } from '../core/errors.js';
 import type { DiskInfo } from '../image/chain.js';
+import { ENGINE_GENERATION_KEY } from '../rpc/identity.js';
+import type { RpcCall } from '../rpc/server-call.js';
 import type { ServiceHandlers } from '../rpc/server.js';
 import { ALL_CAPABILITIES } from '../wire/replica/constants.js';
 import { diskWorkHandlers } from './disk-work-service.js';
@@ -87,11 +89,31 @@ function checkSnapshotRequest(name: string, created: string): void {
   if (created === '') throw invalidRequest('need to specific created time');
 }
 
-/** Handlers of ReplicaService; register them with statusUnknown, as Longhorn's clients expect. */
-export function replicaHandlers(
-  replica: Replica,
-  local: LocalEndpoint,
-): ServiceHandlers<typeof ReplicaServiceDefinition> {
+type Handlers = ServiceHandlers<typeof ReplicaServiceDefinition>;
+type AnyHandler = (request: unknown, call: RpcCall) => unknown;
+
+/** What an engine may ask before it has the replica open. */
+const ASKED_BEFORE_OPEN = new Set<string>(['replicaGet', 'replicaOpen']);
+
+/**
+ * Handlers of ReplicaService; register them with statusUnknown, as Longhorn's clients expect. Calls
+ * that an engine makes after a newer one came are refused.
+ */
+export function replicaHandlers(replica: Replica, local: LocalEndpoint): Handlers {
+  const fenced = Object.entries(handlersOf(replica, local)).map(([name, handler]) => {
+    // The type of the service ties each handler to its messages; the fence looks at neither.
+    const inner = handler as AnyHandler;
+    const outer: AnyHandler = (request, call) => {
+      const generation = Number(call.metadata(ENGINE_GENERATION_KEY) ?? 0);
+      if (!ASKED_BEFORE_OPEN.has(name)) replica.checkCaller(generation);
+      return inner(request, call);
+    };
+    return [name, outer];
+  });
+  return Object.fromEntries(fenced) as Handlers;
+}
+
+function handlersOf(replica: Replica, local: LocalEndpoint): Handlers {
   /** Waits for a change, then tells what became of the replica. */
   const after = async (change?: Promise<void>): Promise<{ replica: ReplicaMessage }> => {
     await change;

@@ -9,13 +9,19 @@ export const ABANDON_AFTER_MS = 1000;
 
 export class EnginePresence {
   private readonly clock: Clock;
-  private readonly gone: () => void;
+  private readonly openNow: () => number;
+  private readonly gone: (open: number) => void;
   private connectionCount = 0;
   private timer: Timer | null = null;
 
-  /** @param gone called when there were data connections and none came back for ABANDON_AFTER_MS. */
-  constructor(clock: Clock, gone: () => void) {
+  /**
+   * @param openNow counts the opens of the replica: the present one, or while closed the next one.
+   * @param gone called when there were data connections and none came back for ABANDON_AFTER_MS,
+   *   with the open whose engine that was: a later one has nothing to do with it.
+   */
+  constructor(clock: Clock, openNow: () => number, gone: (open: number) => void) {
     this.clock = clock;
+    this.openNow = openNow;
     this.gone = gone;
   }
 
@@ -28,9 +34,10 @@ export class EnginePresence {
   disconnected(): void {
     this.connectionCount--;
     if (this.connectionCount > 0) return;
+    const open = this.openNow();
     this.timer = this.clock.after(ABANDON_AFTER_MS, () => {
       this.timer = null;
-      this.gone();
+      this.gone(open);
     });
   }
 }

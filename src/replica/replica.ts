@@ -49,6 +49,8 @@ export interface ReplicaOptions {
   readonly backingFilePath?: string;
   /** Makes the id of a directory that has none yet. */
   readonly newId: () => string;
+  /** A newer engine was served in the place of one that had the replica open. */
+  readonly takenOver?: () => void;
 }
 
 export interface OpenRequest {
@@ -108,6 +110,8 @@ export class Replica implements BlockDevice {
   private generation = 0;
   /** Grows with each open: what was sent to an earlier one must not reach a later one. */
   private serial = 0;
+  /** Newest generation that asked to open: operations of older engines that come later are refused. */
+  private askedGeneration = 0;
   private settings: {
     unmapMarkDiskChainRemoved: boolean;
     snapshotMaxCount: number;
@@ -144,6 +148,10 @@ export class Replica implements BlockDevice {
     return this.chain === null ? 0 : this.serial;
   }
 
+  get nextSerial(): number {
+    return this.serial + 1;
+  }
+
   /** Of the engine that has it open; 0 for one of Longhorn's, and while closed. */
   get openGeneration(): number {
     return this.chain === null ? 0 : this.generation;
@@ -155,6 +163,17 @@ export class Replica implements BlockDevice {
 
   get unmapMarkDiskChainRemoved(): boolean {
     return this.settings.unmapMarkDiskChainRemoved;
+  }
+
+  /**
+   * Ask before an operation on behalf of an engine; 0: of nobody that says who it is. What came
+   * before a newer engine asked to open is done before it, because operations run in turn.
+   * @throws FENCED; INVALID_STATE when another engine has the replica open.
+   */
+  checkCaller(generation: number): void {
+    checkGeneration(generation, Math.max(this.askedGeneration, this.openGeneration));
+    if (generation === 0 || !this.isOpen || generation === this.generation) return;
+    throw new StorageError('INVALID_STATE', 'another engine has the replica open');
   }
 
   submit(request: BlockRequest): void {
@@ -212,9 +231,11 @@ export class Replica implements BlockDevice {
    * @throws INVALID_STATE already open; FENCED for an engine older than one seen; NOT_FOUND not created.
    */
   open(request: OpenRequest): Promise<void> {
+    const { engineGeneration } = request;
+    this.askedGeneration = Math.max(this.askedGeneration, engineGeneration);
     return this.operations.run(async () => {
-      const { engineGeneration } = request;
-      if (this.chain !== null) await this.takeOver(engineGeneration);
+      const wasOpen = this.chain !== null;
+      if (wasOpen) await this.takeOver(engineGeneration);
       await this.standing.look();
       checkGeneration(engineGeneration, this.standing.record.engineGeneration);
       const info = await this.lookAtDirectory();
@@ -238,6 +259,7 @@ export class Replica implements BlockDevice {
         wasDirty: info?.dirty ?? false,
         engineGeneration,
       });
+      if (wasOpen) this.options.takenOver?.();
     });
   }
 
@@ -477,6 +499,7 @@ export class Replica implements BlockDevice {
     if (event === 'deleted') await WriteIntents.remove(this.options.disk, this.directory);
     await this.lookAtDirectory();
     await this.standing.leave(event === 'closed');
+    if (event === 'deleted') await this.standing.remove();
     this.options.log.info(`replica.${event}`);
   }
 

@@ -54,6 +54,17 @@ export class RosterStore {
     }
   }
 
+  /** Does nothing when there is no file. @throws IO_ERROR. */
+  static async remove(disk: Disk, directory: string): Promise<void> {
+    try {
+      await disk.unlink(`${directory}/${ROSTER_FILE}`);
+    } catch (error) {
+      if (error instanceof StorageError && error.code === 'NOT_FOUND') return;
+      throw error;
+    }
+    await disk.syncDirectory(directory);
+  }
+
   private constructor(disk: Disk, file: DiskFile, record: RosterRecord, sequence: number) {
     this.disk = disk;
     this.file = file;

@@ -8,6 +8,7 @@ import { type AbsentReplica, compareRosters, type Roster } from '../core/roster.
 import type { Disk } from '../disk/disk.js';
 import type { DiskInfo } from '../image/chain.js';
 import { VOLUME_META } from '../image/names.js';
+import { SUPERSEDED_TEXT } from '../wire/replica/constants.js';
 import type { DiskAtFork, RosterRecord } from './roster-record.js';
 import { RosterStore } from './roster-store.js';
 
@@ -129,6 +130,13 @@ export class Standing {
     await store.close();
   }
 
+  /** After the data was deleted: the directory is nobody's copy any more. */
+  async remove(): Promise<void> {
+    const { disk, directory } = this.options;
+    await RosterStore.remove(disk, directory);
+    this.seen = NOTHING_KNOWN;
+  }
+
   private async wasUsedByAnother({ closedMeta }: RosterRecord): Promise<boolean> {
     return closedMeta !== null && closedMeta !== (await this.metaIdentity());
   }
@@ -143,9 +151,12 @@ export class Standing {
 
 /** @throws FENCED. */
 export function checkGeneration(generation: number, newest: number): void {
-  if (generation === 0 || generation >= newest) return;
-  const text = `engine generation ${generation} is superseded by ${newest}`;
-  throw new StorageError('FENCED', text, { generation, newest });
+  if (generation !== 0 && generation < newest) throw supersededError(generation, newest);
+}
+
+export function supersededError(generation: number, newest: number): StorageError {
+  const text = `engine generation ${generation} ${SUPERSEDED_TEXT} ${newest}`;
+  return new StorageError('FENCED', text, { generation, newest });
 }
 
 /** The disks at each fork of the roster: as noted before, or for a new fork as they are now. */

@@ -50,6 +50,8 @@ export interface ChannelOptions {
   readonly clock: Clock;
   /** Whom the caller means to reach; sent with every call. */
   readonly identity?: Identity;
+  /** Request headers of every call, lower-case names. */
+  readonly metadata?: Readonly<Record<string, string>>;
   readonly messageBytesMax?: number;
   readonly connectTimeoutMs?: number;
 }
@@ -232,7 +234,7 @@ class Exchange {
     timeoutMs: number,
     options: CallOptions,
   ) {
-    const { clock, identity, messageBytesMax } = channel.options;
+    const { clock, identity, metadata, messageBytesMax } = channel.options;
     this.messageBytesMax = messageBytesMax ?? MESSAGE_BYTES_MAX;
     if (options.signal?.aborted === true) throw cancelled();
     this.stream = channel.openStream({
@@ -242,6 +244,7 @@ class Exchange {
       te: 'trailers',
       'grpc-timeout': formatTimeout(timeoutMs),
       ...(identity === undefined ? {} : identityMetadata(identity)),
+      ...metadata,
       ...options.metadata,
     });
     const timer = clock.after(timerMs(timeoutMs), () => this.giveUp(deadlineExceeded()));

@@ -7,6 +7,9 @@ import { RPC_STATUS, RpcError } from './status.js';
 export const VOLUME_NAME_KEY = 'volume-name';
 export const INSTANCE_NAME_KEY = 'instance-name';
 
+/** Number of the engine's start; this project's own. Calls without one come from elsewhere. */
+export const ENGINE_GENERATION_KEY = 'engine-generation';
+
 /** Empty text means not known; that side is then not compared. */
 export interface Identity {
   readonly volumeName: string;

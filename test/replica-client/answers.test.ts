@@ -45,6 +45,7 @@ function clientRig(): ClientRig {
     capabilities: ['flush', 'write-fua', 'write-zeroes', 'extents'],
     clock: new ManualClock(),
     zeroRegion,
+    engineGeneration: 0,
     silenceMaxMs: () => 8000,
     failed: (error) => failures.push(error),
   });

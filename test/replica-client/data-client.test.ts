@@ -61,6 +61,7 @@ class Rig {
       capabilities: options.capabilities ?? ALL_CAPABILITIES,
       clock: this.clock,
       zeroRegion,
+      engineGeneration: 0,
       silenceMaxMs: options.silenceMaxMs ?? (() => 8000),
       failed: (error) => this.failures.push(error),
     });

@@ -277,7 +277,7 @@ t.test('an engine older than one seen cannot open the replica', async (t) => {
     return codeOf(replica.open({ ...OPEN, engineGeneration }));
   };
   t.equal(await openBy(5), null);
-  t.equal(await openBy(4), 'INVALID_STATE');
+  t.equal(await openBy(4), 'FENCED');
   t.equal(await openBy(5), null);
   t.equal(await openBy(0), null, 'a Longhorn engine does not say');
 });
@@ -352,8 +352,9 @@ t.test('a replica whose engine vanished is let go after a second, and stays dirt
   await replica.open(OPEN);
   const clock = new ManualClock();
   let letGo: Promise<void> | null = null;
-  const presence = new EnginePresence(clock, () => {
-    letGo = replica.abandon();
+  const openNow = (): number => replica.openSerial || replica.nextSerial;
+  const presence = new EnginePresence(clock, openNow, (open) => {
+    letGo = replica.abandon(open);
   });
   presence.connected();
   presence.connected();
@@ -373,4 +374,21 @@ t.test('a replica whose engine vanished is let go after a second, and stays dirt
   await replica.open(OPEN);
   t.equal((await replica.status()).state, 'dirty');
   await replica.close();
+});
+
+t.test('the end of an engine does not close what the next one opened meanwhile', async (t) => {
+  const replica = await openReplica(t);
+  const clock = new ManualClock();
+  let letGo: Promise<void> | null = null;
+  const openNow = (): number => replica.openSerial || replica.nextSerial;
+  const presence = new EnginePresence(clock, openNow, (open) => {
+    letGo = replica.abandon(open);
+  });
+  presence.connected();
+  presence.disconnected();
+  await replica.close();
+  await replica.open(OPEN);
+  clock.advance(ABANDON_AFTER_MS);
+  await letGo;
+  t.equal(await stateOf(replica), 'open');
 });

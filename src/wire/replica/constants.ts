@@ -54,5 +54,7 @@ export const FRAME_ERROR_TEXT_BYTES_MAX = 16 * 1024;
 
 /** What Longhorn's peers search error texts for to recognise a full disk. */
 export const NO_SPACE_TEXT = 'no space left on device';
+/** In the error text for an engine that a newer one has superseded. */
+export const SUPERSEDED_TEXT = 'is superseded by';
 /** Text of a read that ends past the volume (Go's io.ErrUnexpectedEOF). */
 export const UNEXPECTED_EOF_TEXT = 'unexpected EOF';
