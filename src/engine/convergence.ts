@@ -29,7 +29,7 @@ import type { Member, Membership } from './membership.js';
 
 /** The most that a client may have to wait for. */
 export const PIECE_BYTES_MAX = 256 * KIB;
-/** How much is asked about at a time, before anything of it is read. */
+/** How much is asked about at a time, before anything of it is read: a page of a replica's index. */
 export const EXTENTS_WINDOW_BYTES = 256 * MIB;
 /** A member without space for a repair is asked again after this. */
 export const NO_SPACE_RETRY_MS = 5000;
