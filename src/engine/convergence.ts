@@ -1,8 +1,9 @@
-// Convergence: makes members alike again that may differ in some ranges, after an engine that was not
-// stopped in order or a write that failed without removing anybody. One member is the reference: all
-// reads go to it until every listed range was compared with it and repaired on the others. It must
-// never write what is older than an acknowledged write, so a piece is held exclusively from before it
-// is read until it is written, and it is an active write to every barrier. See docs/adr/0007-roster.md.
+// Convergence: makes members alike again that may differ in some ranges, after an engine that was
+// not stopped in order or a write that failed without removing anybody. One member is the reference:
+// all reads go to it until every listed range was compared with it and repaired on the others. It
+// must never write what is older than an acknowledged write, so a piece is held exclusively from
+// before it is read until it is written, and it is an active write to every barrier.
+// See docs/adr/0007-roster.md.
 
 import {
   BLOCK_OP,
@@ -29,7 +30,7 @@ import type { Member, Membership } from './membership.js';
 
 /** The most that a client may have to wait for. */
 export const PIECE_BYTES_MAX = 256 * KIB;
-/** How much is asked about at a time, before anything of it is read: a page of a replica's index. */
+/** How much is asked about before anything of it is read: a page of a replica's index. */
 export const EXTENTS_WINDOW_BYTES = 256 * MIB;
 /** A member without space for a repair is asked again after this. */
 export const NO_SPACE_RETRY_MS = 5000;
@@ -135,7 +136,7 @@ export class Convergence implements Converging {
   }
 
   /**
-   * The reference leaves: the first readable member takes its place at once, within the same call, so
+   * When the reference has left, the first readable member takes its place within this call, so
    * that no two reads see different members; and all ranges start over with it.
    */
   reference(): Member | null {

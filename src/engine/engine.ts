@@ -2,12 +2,13 @@
 // at a time; the data path is volume.ts, the rules are in the modules named after each operation.
 
 import type { SyncFileInfo } from '../api/generated/common.js';
-import type { Clock } from '../core/clock.js';
+import { type Clock, sleepMs } from '../core/clock.js';
 import { StorageError } from '../core/errors.js';
 import type { Logger } from '../core/log.js';
 import { Mutex } from '../core/mutex.js';
 import type { Slab } from '../core/slab.js';
 import { Checkpoints } from './checkpoints.js';
+import { Convergence } from './convergence.js';
 import { Expansion } from './expansion.js';
 import { cutFork } from './fork.js';
 import { nextGeneration } from './generation.js';
@@ -23,6 +24,9 @@ import { revertToSnapshot, takeSnapshot } from './snapshot.js';
 import { generationsSeen, type StartRequest, startReplicas } from './start.js';
 import { UnalignedWriter } from './unaligned-writer.js';
 import { Volume } from './volume.js';
+
+/** Converging what was in flight takes seconds; a whole volume takes too long to wait for. */
+const ALIKE_WAIT_MS = 30_000;
 
 export interface EngineOptions {
   readonly settings: EngineSettings;
@@ -40,6 +44,7 @@ export class Engine {
   readonly settings: EngineSettings;
   readonly volume: Volume;
   readonly expansion: Expansion;
+  readonly convergence: Convergence;
   frontend: FrontendPort = noFrontend;
   private readonly options: EngineOptions;
   private readonly group: ReplicaGroup;
@@ -79,12 +84,23 @@ export class Engine {
       failMember: (member, error) => group.fail(member, error),
     });
     this.volume.unalignedWriter = new UnalignedWriter(this.volume, slab);
+    this.convergence = new Convergence({
+      membership,
+      volume: this.volume,
+      slab,
+      clock,
+      log,
+      failMember: (member, error) => group.fail(member, error),
+      done: () => this.forkSoon(),
+    });
+    this.volume.diverged = (range) => this.convergence.add([range]);
     this.checkpoints = new Checkpoints({
       membership,
       volume: this.volume,
       clock,
       log,
-      mayForget: () => this.keeper.isSettled && !this.keeper.needsFork,
+      mayForget: () =>
+        this.keeper.isSettled && !this.keeper.needsFork && !this.convergence.isRunning,
     });
     this.expansion = new Expansion({
       group,
@@ -129,8 +145,10 @@ export class Engine {
       await group.closeAll();
       throw error;
     }
+    this.convergence.add(started.mayDiffer);
+    if (keeper.needsFork) volume.noteMissed();
     this.checkpoints.start();
-    if (keeper.needsFork) this.forkSoon();
+    this.forkSoon();
     return started.sizeBytes;
   }
 
@@ -139,8 +157,9 @@ export class Engine {
     return this.mutex.run(async () => {
       await this.frontend.shutdown();
       await this.checkpoints.stop();
+      const isAlike = await this.convergence.stop();
       await this.volume.withBarrier(async () => {
-        await this.settleCleanly();
+        if (isAlike) await this.settleCleanly();
         await this.group.closeAll();
       });
       this.log.info('volume.stopped');
@@ -175,8 +194,35 @@ export class Engine {
     this.forkSoon();
   }
 
+  /** Not while members differ: a snapshot would keep the difference. It is called again then. */
   private forkSoon(): void {
-    void this.mutex.run(() => this.cutForkNow());
+    if (this.convergence.isRunning) return;
+    void this.mutex.run(async () => {
+      if (!this.convergence.isRunning) await this.cutForkNow();
+    });
+  }
+
+  /** For operations that cut a snapshot or change the head. @throws BUSY. */
+  private async whenAlike(): Promise<void> {
+    const { convergence, clock } = this;
+    if (!convergence.isRunning) return;
+    const waited = new AbortController();
+    await Promise.race([convergence.whenDone(), sleepMs(clock, ALIKE_WAIT_MS, waited.signal)]);
+    waited.abort();
+    if (!convergence.isRunning) return;
+    const { doneBytes, totalBytes } = convergence.progress;
+    const text = `the replicas are being made alike after an unclean stop (${doneBytes} of ${totalBytes} bytes); try again later`;
+    throw new StorageError('BUSY', text, { doneBytes, totalBytes });
+  }
+
+  /** As mutex.run, on members that are alike. */
+  private async runAlike<T>(operation: () => Promise<T>): Promise<T> {
+    if (this.convergence.isRunning) await this.whenAlike();
+    return this.mutex.run(async () => {
+      // A write that failed on all may have left them different meanwhile.
+      await this.whenAlike();
+      return operation();
+    });
   }
 
   private cutForkNow(): Promise<void> {
@@ -196,7 +242,7 @@ export class Engine {
   }
 
   snapshot(name: string, labels: Readonly<Record<string, string>>): Promise<string> {
-    return this.mutex.run(async () => {
+    return this.runAlike(async () => {
       const taken = await takeSnapshot(
         this.group,
         this.volume,
@@ -211,7 +257,7 @@ export class Engine {
   }
 
   revert(name: string): Promise<void> {
-    return this.mutex.run(async () => {
+    return this.runAlike(async () => {
       const { group, keeper } = this;
       // What left before stands on the head that is about to go, so its fork is cut first; of who
       // leaves meanwhile nobody can tell on which head.
@@ -227,11 +273,13 @@ export class Engine {
   expand(sizeBytes: number): void {
     if (!this.expansion.begin(sizeBytes)) return;
     // In turn with all control operations; its own failures are kept in `expansion`.
-    void this.mutex.run(() => this.expansion.run(sizeBytes));
+    void this.runAlike(() => this.expansion.run(sizeBytes)).catch((error: unknown) =>
+      this.expansion.refused(error),
+    );
   }
 
   addReplica(address: string, needsSnapshot: boolean, mode: 'WO' | 'RW'): Promise<void> {
-    return this.mutex.run(() => addReplica(this.rebuildParts, address, needsSnapshot, mode));
+    return this.runAlike(() => addReplica(this.rebuildParts, address, needsSnapshot, mode));
   }
 
   /** An absent address succeeds. @throws INVALID_STATE for the last one while the frontend is up. */

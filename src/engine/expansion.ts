@@ -74,6 +74,13 @@ export class Expansion {
     }
   }
 
+  /** It was begun, but could not run. */
+  refused(error: unknown): void {
+    this.failed(toStorageError(error).message);
+    this.isRunning = false;
+    this.parts.volume.isExpanding = false;
+  }
+
   private check(sizeBytes: number): void {
     if (this.isRunning) throw new StorageError('BUSY', 'controller expansion is in progress');
     if (!isSectorAligned(sizeBytes)) {

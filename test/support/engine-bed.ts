@@ -82,5 +82,5 @@ export function modes(bed: Bed): string[] {
 
 /** Lets promises that are ready run. */
 export async function settle(): Promise<void> {
-  for (let i = 0; i < 20; i++) await Promise.resolve();
+  for (let i = 0; i < 300; i++) await Promise.resolve();
 }
