@@ -3,6 +3,7 @@
 import type { Command } from 'commander';
 import { Connections } from '../client/connections.js';
 import { cloneSnapshot, cloneStatuses } from '../client/snapshot-clone.js';
+import { checkSnapshot } from '../client/snapshot-check.js';
 import { cancelHash, hashSnapshot, hashStatuses } from '../client/snapshot-hash.js';
 import {
   markSnapshotsRemoved,
@@ -158,4 +159,29 @@ export function hashStatus(name: string, command: Command): Promise<void> {
   return withEngine(command, async (connections) =>
     print(jsonText(await hashStatuses(connections, name))),
   );
+}
+
+export function check(name: string, command: Command): Promise<void> {
+  return withEngine(command, async (connections) => {
+    const results = await checkSnapshot(connections, name);
+    print(jsonText(results));
+    const withVerdict = (wanted: string): string[] =>
+      Object.entries(results).flatMap(([address, { verdict }]) =>
+        verdict === wanted ? [address] : [],
+      );
+    const [corrupted, undecided, unknown] = ['corrupted', 'undecided', 'unknown'].map(withVerdict);
+    if (corrupted?.length) {
+      const text = `snapshot ${name} was corrupted on ${corrupted.join(' ')}, now ERR`;
+      throw new StorageError('CHECKSUM_MISMATCH', text);
+    }
+    if (undecided?.length) {
+      const where = undecided.join(' ');
+      const text = `snapshot ${name} is corrupted, and no copy is known to be good (${where}); none was taken out`;
+      throw new StorageError('CHECKSUM_MISMATCH', text);
+    }
+    if (unknown?.length) {
+      const text = `snapshot ${name} could not be hashed on ${unknown.join(' ')}`;
+      throw new StorageError('PEER_ERROR', text);
+    }
+  });
 }

@@ -172,6 +172,24 @@ function registerHash(parent: Command, prefix: string): void {
     );
 }
 
+function registerCheck(snapshots: Command): void {
+  nameArgument(snapshots.command('check'))
+    .summary('hash a snapshot anew on every replica; one with corrupted data becomes ERR')
+    .addHelpText(
+      'after',
+      examples(
+        ['Find bit rot', 'longhorn snapshots check before-upgrade'],
+        [
+          'Repair what was found',
+          'longhorn rm-replica ADDRESS && longhorn add-replica ADDRESS --size S --current-size S',
+        ],
+      ),
+    )
+    .action(async (name, _flags, command) =>
+      (await import('./snapshot-actions.js')).check(name, command),
+    );
+}
+
 export function registerSnapshotCommands(program: Command): void {
   const snapshots = program
     .command('snapshots')
@@ -183,5 +201,6 @@ export function registerSnapshotCommands(program: Command): void {
   registerPurge(snapshots);
   registerClone(snapshots);
   registerHash(snapshots, 'snapshots ');
+  registerCheck(snapshots);
   registerHash(program, '');
 }

@@ -37,13 +37,23 @@ export async function hashSnapshot(
   rehash: boolean,
 ): Promise<void> {
   const replicas = await listReplicas(connections);
-  await withContext(`failed to hash snapshot ${name}`, async () => {
-    for (const entry of replicas) await checkCanHash(connections, entry);
-    await onEach(
-      replicas.map(({ address }) => address),
-      (address) => connections.syncAgent(address).snapshotHash({ snapshotName: name, rehash }),
-    );
-  });
+  await withContext(`failed to hash snapshot ${name}`, () =>
+    hashOnReplicas(connections, replicas, name, rehash),
+  );
+}
+
+/** Starts hashing on these replicas. @throws as hashSnapshot. */
+export async function hashOnReplicas(
+  connections: Connections,
+  replicas: readonly ReplicaEntry[],
+  name: string,
+  rehash: boolean,
+): Promise<void> {
+  for (const entry of replicas) await checkCanHash(connections, entry);
+  await onEach(
+    replicas.map(({ address }) => address),
+    (address) => connections.syncAgent(address).snapshotHash({ snapshotName: name, rehash }),
+  );
 }
 
 /** Stops hashing the snapshot on every replica that is not ERR; none doing so is fine. */
@@ -65,13 +75,18 @@ export async function hashStatuses(
   const live = (await listReplicas(connections)).filter(({ mode }) => mode !== 'ERR');
   return statusOfEach(
     live.map(({ address }) => address),
-    async (address) => {
-      const status = await connections
-        .syncAgent(address)
-        .snapshotHashStatus({ snapshotName: name });
-      const { state, checksum, error, silentlyCorrupted } = status;
-      return { state, checksum, error, silentlyCorrupted };
-    },
+    (address) => hashStatusOf(connections, address, name),
     (error) => ({ state: '', checksum: '', error, silentlyCorrupted: false }),
   );
+}
+
+/** @throws the peer's error. */
+export async function hashStatusOf(
+  connections: Connections,
+  address: string,
+  name: string,
+): Promise<HashStatus> {
+  const status = await connections.syncAgent(address).snapshotHashStatus({ snapshotName: name });
+  const { state, checksum, error, silentlyCorrupted } = status;
+  return { state, checksum, error, silentlyCorrupted };
 }

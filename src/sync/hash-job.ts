@@ -19,7 +19,7 @@ import type { HeldLock, NodeLock } from './node-lock.js';
 import { PieceBuffer } from './piece-buffer.js';
 
 /** Pause between two looks at a lock that another job holds. */
-const LOCK_PAUSE_MS = 1_000;
+const LOCK_PAUSE_MS = 200;
 /** Pieces read ahead of the one that is hashed. */
 const READ_AHEAD_PIECES = 2;
 

@@ -139,6 +139,8 @@ export interface StackOptions {
   readonly size: string;
   readonly replicaFlags?: readonly string[];
   readonly engineFlags?: readonly string[];
+  /** Replicas count their writes; they do not by default. */
+  readonly keepsRevisionCounter?: boolean;
   /** Where the stack's directory is made; default the temporary directory. */
   readonly parent?: string;
 }
@@ -196,7 +198,7 @@ export class ProcessStack {
   launchReplica(slot: ReplicaSlot, flags: readonly string[] = []): Daemon {
     const listen = `127.0.0.1:${slot.port}`;
     const own = ['replica', slot.directory, '--size', this.size, '--listen', listen];
-    const all = [...own, '--disableRevCounter', ...(this.options.replicaFlags ?? []), ...flags];
+    const all = [...own, ...this.counterFlags, ...(this.options.replicaFlags ?? []), ...flags];
     slot.daemon = this.daemon(['--volume-name', this.volumeName, ...all]);
     return slot.daemon;
   }
@@ -223,7 +225,7 @@ export class ProcessStack {
       this.volumeName,
       ...['--size', this.size, '--current-size', this.size],
       ...['--frontend', 'nbd', '--nbd-listen', `unix://${this.nbdSocket}`],
-      ...['--runtime-dir', this.directory, '--listen', '127.0.0.1:0', '--disableRevCounter'],
+      ...['--runtime-dir', this.directory, '--listen', '127.0.0.1:0', ...this.counterFlags],
       ...(this.options.engineFlags ?? []),
       ...flags,
       ...addresses,
@@ -239,6 +241,10 @@ export class ProcessStack {
     const { port } = await daemon.event('engine.serving');
     this.enginePort = Number(port);
     return daemon;
+  }
+
+  private get counterFlags(): string[] {
+    return this.options.keepsRevisionCounter === true ? [] : ['--disableRevCounter'];
   }
 
   /** Kills what still runs; SIGKILL also ends stopped processes. */
