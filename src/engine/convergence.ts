@@ -1,9 +1,9 @@
 // Convergence: makes members alike again that may differ in some ranges, after an engine that was
-// not stopped in order or a write that failed without removing anybody. One member is the reference:
-// all reads go to it until every listed range was compared with it and repaired on the others. It
-// must never write what is older than an acknowledged write, so a piece is held exclusively from
-// before it is read until it is written, and it is an active write to every barrier.
-// See docs/adr/0007-roster.md.
+// not stopped in order or a write that failed without removing anybody. One member is the
+// reference: all reads go to it until every listed range was compared with it and repaired on the
+// others. It must never write what is older than an acknowledged write, so a piece is held
+// exclusively from before it is read until it is written, and it is an active write to every
+// barrier. See docs/adr/0007-roster.md.
 
 import {
   BLOCK_OP,
