@@ -10,6 +10,8 @@ import {
   submitAndWait,
 } from '../../src/core/block-device.js';
 import type { ByteRange } from '../../src/core/byte-ranges.js';
+import { realClock } from '../../src/core/clock-real.js';
+import { silentLogger } from '../../src/core/log.js';
 import { GIB, MIB } from '../../src/core/units.js';
 import {
   BITMAP_BYTES,
@@ -21,6 +23,7 @@ import {
   SLOT_BYTES,
   setBits,
 } from '../../src/replica/intents-record.js';
+import { Replica } from '../../src/replica/replica.js';
 import { INTENTS_FILE, WriteIntents } from '../../src/replica/write-intents.js';
 import { EVERYTHING_SURVIVES, MemoryDisk, NOTHING_SURVIVES } from '../support/memory-disk.js';
 
@@ -493,3 +496,52 @@ t.test('a power cut after each single call of one long history, cache kept or lo
     }
   }
 });
+
+t.test(
+  'a replica knows its writes after a crash, except those of an engine without checkpoints',
+  async (t) => {
+    const disk = new MemoryDisk();
+    const replica = await Replica.at({
+      newId: () => 'replica-one',
+      disk,
+      directory: DIRECTORY,
+      clock: realClock,
+      log: silentLogger,
+      revisionCounter: false,
+      encrypted: false,
+      unmapMarkDiskChainRemoved: false,
+      snapshotMaxCount: 250,
+      snapshotMaxBytes: 0,
+    });
+    const openBy = (engineGeneration: number): Promise<void> =>
+      replica.open({ isUpgrade: false, expectedBytes: 0, engineGeneration });
+    const bufferOffset = disk.slab.allocate(WRITE_BYTES);
+    const writeAt = (offsetBytes: number): Promise<BlockRequest> =>
+      submitAndWait(replica, {
+        op: BLOCK_OP.write,
+        offsetBytes,
+        lengthBytes: WRITE_BYTES,
+        bufferOffset,
+      });
+    await replica.create(16 * MIB);
+    await openBy(5);
+    await writeAt(3 * MIB);
+    await replica.abandon();
+    await t.rejects(replica.beginCheckpoint(), { code: 'NOT_OPEN' });
+    await openBy(6);
+    t.same(await replica.writeIntents(), [{ beginOffset: 3 * MIB, endOffset: 4 * MIB }]);
+    await replica.expand(32 * MIB);
+    await writeAt(20 * MIB);
+    await replica.beginCheckpoint();
+    await replica.endCheckpoint();
+    t.same(await replica.writeIntents(), []);
+    await replica.close();
+    await openBy(0);
+    await writeAt(0);
+    await replica.close();
+    await openBy(7);
+    t.equal(await replica.writeIntents(), null);
+    await replica.delete();
+    t.notOk((await disk.list(DIRECTORY)).includes(INTENTS_FILE));
+  },
+);
