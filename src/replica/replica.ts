@@ -289,7 +289,7 @@ export class Replica implements BlockDevice {
       const { chain } = this;
       if (chain === null) throw notOpen();
       checkGeneration(roster.generation, this.generation);
-      await this.standing.setRoster(roster, await chain.disks(), chain.info().head);
+      await this.standing.setRoster(roster, () => chain.disks(), chain.info().head);
       chain.setPinned(this.standing.pinnedDisks);
     });
   }

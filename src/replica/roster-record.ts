@@ -49,7 +49,8 @@ export function decodeSlot(slot: Buffer): { record: RosterRecord; sequence: numb
   const end = SLOT_HEADER_BYTES + slot.readUInt32LE(12);
   if (end > slot.length) return null;
   const used = slot.subarray(0, end);
-  if (used.readUInt32LE(24) !== checksumOf(used)) return null;
+  // The rest of the header is not used, and not written by anything of this version.
+  if (used.readUInt32LE(24) !== checksumOf(used) || used.readUInt32LE(28) !== 0) return null;
   const record = JSON.parse(used.toString('utf8', SLOT_HEADER_BYTES)) as RosterRecord;
   return { record, sequence: Number(slot.readBigUInt64LE(16)) };
 }

@@ -32,7 +32,8 @@ export class RosterStore {
   /** What the directory says, without opening anything for writing; null when there is no file. */
   static async look(options: RosterStoreOptions): Promise<RosterRecord | null> {
     const newest = await readNewest(options);
-    return newest === 'missing' ? null : newest.record;
+    if (newest === 'missing') return null;
+    return newest === 'unreadable' ? { ...newRecord(''), isVoid: true } : newest.record;
   }
 
   /** Opens the file, making one when there is none. @throws NO_SPACE, IO_ERROR. */
@@ -42,10 +43,11 @@ export class RosterStore {
     const path = `${directory}/${ROSTER_FILE}`;
     const file = await disk.open(path, { writable: true, create: true });
     try {
-      if (newest !== 'missing') {
+      if (newest !== 'missing' && newest !== 'unreadable') {
         return new RosterStore(disk, file, newest.record, newest.sequence);
       }
-      const store = new RosterStore(disk, file, newRecord(options.newId()), 0);
+      const isVoid = newest === 'unreadable';
+      const store = new RosterStore(disk, file, { ...newRecord(options.newId()), isVoid }, 0);
       await store.prepare(directory);
       return store;
     } catch (error) {
@@ -123,10 +125,7 @@ export class RosterStore {
   private async writeAt(fileOffsetBytes: number, bytes: Uint8Array): Promise<void> {
     const { slab, queue } = this.disk;
     const lengthBytes = alignUp(bytes.length, SECTOR_BYTES);
-    const bufferOffset = slab.allocate(lengthBytes);
-    if (bufferOffset === NO_BUFFER) {
-      throw new StorageError('LIMIT_EXCEEDED', 'no buffer is free for the roster');
-    }
+    const bufferOffset = await this.buffer(lengthBytes);
     try {
       slab.bytes.fill(0, bufferOffset + bytes.length, bufferOffset + lengthBytes);
       slab.bytes.set(bytes, bufferOffset);
@@ -137,6 +136,16 @@ export class RosterStore {
       if (result !== lengthBytes) throw writeError(result, this.file.path);
     } finally {
       slab.release(bufferOffset);
+    }
+  }
+
+  /** A busy replica must not fail its engine's roster: the requests that hold the buffers end. */
+  private async buffer(lengthBytes: number): Promise<number> {
+    const { slab } = this.disk;
+    for (;;) {
+      const bufferOffset = slab.allocate(lengthBytes);
+      if (bufferOffset !== NO_BUFFER) return bufferOffset;
+      await new Promise<void>((resolve) => slab.whenReleased(resolve));
     }
   }
 }
@@ -158,10 +167,10 @@ function newRecord(replicaId: string): RosterRecord {
   };
 }
 
-/** The valid slot with the larger sequence. A file without any is a new one, with a new id. */
+/** The valid slot with the larger sequence. A file without any says nothing: its replica gets a new id. */
 async function readNewest(
   options: RosterStoreOptions,
-): Promise<{ record: RosterRecord; sequence: number } | 'missing'> {
+): Promise<{ record: RosterRecord; sequence: number } | 'missing' | 'unreadable'> {
   const { disk, directory, log } = options;
   let content: Buffer;
   try {
@@ -176,7 +185,8 @@ async function readNewest(
   const [first = null, second = null] = slots;
   const newest = (first?.sequence ?? -1) > (second?.sequence ?? -1) ? first : second;
   if (newest !== null) return newest;
-  // A crash while it was made leaves it empty; whatever else it was, it says nothing now.
-  if (content.some((byte) => byte !== 0)) log.warn('roster.unreadable', { directory });
-  return 'missing';
+  // A crash while it was made leaves it empty. Otherwise there may have been a roster.
+  if (content.every((byte) => byte === 0)) return 'missing';
+  log.warn('roster.unreadable', { directory });
+  return 'unreadable';
 }

@@ -62,7 +62,7 @@ export class Standing {
   async admit(generation: number): Promise<void> {
     const { log } = this.options;
     // A Longhorn engine leaves nothing behind where there was nothing.
-    if (generation === 0 && this.record.replicaId === '') return;
+    if (generation === 0 && (await RosterStore.look(this.options)) === null) return;
     checkGeneration(generation, this.record.engineGeneration);
     this.store ??= await RosterStore.open(this.options);
     const { store } = this;
@@ -77,12 +77,21 @@ export class Standing {
 
   /**
    * Stores who is in step. An older one than is stored changes nothing: its engine has gone on.
-   * @param disks as they are now; those of a fork that is new are noted.
+   * @param disksNow are noted for a fork that is new.
    * @throws FENCED from another engine than is served.
    */
-  async setRoster(roster: Roster, disks: readonly DiskInfo[], head: string): Promise<void> {
+  async setRoster(
+    roster: Roster,
+    disksNow: () => Promise<readonly DiskInfo[]>,
+    head: string,
+  ): Promise<void> {
     const { store } = this;
     if (store === null) throw new StorageError('NOT_OPEN', 'replica no longer exist');
+    const { forks } = store.record;
+    const hasNewFork = roster.absent.some(
+      ({ forkDisk }) => forkDisk !== '' && forks[forkDisk] === undefined,
+    );
+    const disks = hasNewFork ? await disksNow() : [];
     await store.update((record) => {
       checkGeneration(roster.generation, record.engineGeneration);
       if (record.roster !== null && compareRosters(roster, record.roster) < 0) return null;
