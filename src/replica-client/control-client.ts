@@ -43,12 +43,27 @@ export function controlError(error: unknown, address: string): StorageError {
   return failure;
 }
 
+/** The services at a replica's address. */
+export interface ReplicaServices {
+  readonly replica: RpcClient<typeof ReplicaServiceDefinition>;
+  /** The sync agent beside this or another replica. */
+  syncAgent(address: string): RpcClient<typeof SyncAgentServiceDefinition>;
+}
+
+/** Reaches services without gRPC, as the simulator does. @param metadata of every call. */
+export type ReplicaServicesOf = (
+  address: string,
+  metadata: Readonly<Record<string, string>>,
+) => ReplicaServices;
+
 export interface ControlClientOptions {
   readonly clock: Clock;
   readonly volumeName: string;
   readonly syncTimeoutSeconds: number;
   /** Of the engine on whose behalf it calls; the replica refuses older ones. Absent for others. */
   readonly engineGeneration?: number;
+  /** Default: gRPC. */
+  readonly servicesOf?: ReplicaServicesOf;
 }
 
 export class ControlClient implements ReplicaControl {
@@ -56,6 +71,7 @@ export class ControlClient implements ReplicaControl {
   private readonly channel: RpcChannel;
   private readonly agentChannel: RpcChannel;
   private readonly replica: RpcClient<typeof ReplicaServiceDefinition>;
+  private readonly services: ReplicaServices | null;
   private readonly syncTimeoutSeconds: number;
 
   /** @throws INVALID_ARGUMENT for an address that is none. Connects with the first call. */
@@ -68,7 +84,8 @@ export class ControlClient implements ReplicaControl {
     this.syncTimeoutSeconds = options.syncTimeoutSeconds;
     this.channel = createChannel({ host, port: controlPort }, { ...channelOptions, metadata });
     this.agentChannel = createChannel({ host, port: syncAgentPort }, channelOptions);
-    this.replica = createClient(ReplicaServiceDefinition, this.channel);
+    this.services = options.servicesOf?.(address, metadata) ?? null;
+    this.replica = this.services?.replica ?? createClient(ReplicaServiceDefinition, this.channel);
   }
 
   get(): Promise<ReplicaInfo> {
@@ -140,10 +157,15 @@ export class ControlClient implements ReplicaControl {
       { clock: this.channel.options.clock },
     );
     const long: CallOptions = { deadlineMs: LONG_CALL_DEADLINE_MS };
+    const { services } = this;
     try {
-      const receiver = createClient(SyncAgentServiceDefinition, targetChannel);
+      const receiver =
+        services?.syncAgent(target.address) ??
+        createClient(SyncAgentServiceDefinition, targetChannel);
       const { port } = await this.call(receiver.receiverLaunch({ toFileName: toName }));
-      const sender = createClient(SyncAgentServiceDefinition, this.agentChannel);
+      const sender =
+        services?.syncAgent(this.address) ??
+        createClient(SyncAgentServiceDefinition, this.agentChannel);
       await this.call(
         sender.fileSend(
           {

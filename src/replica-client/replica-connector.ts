@@ -13,7 +13,11 @@ import type {
 } from '../engine/ports.js';
 import type { Connection, Endpoint, Transport } from '../transport/connection.js';
 import { parseReplicaAddress } from './addresses.js';
-import { ControlClient } from './control-client.js';
+import {
+  ControlClient,
+  type ControlClientOptions,
+  type ReplicaServicesOf,
+} from './control-client.js';
 import { CAPABILITY } from '../wire/replica/constants.js';
 import { DataClient } from './data-client.js';
 import type { ZeroRegion } from './zeroes-as-data.js';
@@ -33,6 +37,8 @@ export interface ConnectorOptions {
   readonly syncTimeoutSeconds: number;
   /** Set when data must go to one given unix socket (--data-server-protocol unix). */
   readonly unixDataPath?: string;
+  /** Control without gRPC; default: gRPC. */
+  readonly servicesOf?: ReplicaServicesOf;
 }
 
 class ConnectedReplica implements ReplicaPort {
@@ -100,9 +106,13 @@ export function createReplicaConnector(options: ConnectorOptions): ReplicaConnec
   };
 }
 
+function controlOptions(options: ConnectorOptions): ControlClientOptions {
+  const { clock, volumeName, syncTimeoutSeconds, servicesOf } = options;
+  return { clock, volumeName, syncTimeoutSeconds, ...(servicesOf !== undefined && { servicesOf }) };
+}
+
 async function probe(options: ConnectorOptions, address: string): Promise<ReplicaInfo> {
-  const { clock, volumeName, syncTimeoutSeconds } = options;
-  const control = new ControlClient(address, { clock, volumeName, syncTimeoutSeconds });
+  const control = new ControlClient(address, controlOptions(options));
   try {
     return await control.get();
   } finally {
@@ -115,14 +125,9 @@ async function connect(
   address: string,
   connectOptions: ConnectOptions,
 ): Promise<ReplicaPort> {
-  const { clock, volumeName, syncTimeoutSeconds } = options;
+  const { clock } = options;
   const { engineGeneration } = connectOptions;
-  const control = new ControlClient(address, {
-    clock,
-    volumeName,
-    syncTimeoutSeconds,
-    engineGeneration,
-  });
+  const control = new ControlClient(address, { ...controlOptions(options), engineGeneration });
   try {
     const before = await waitUntilClosed(control, clock, address, connectOptions);
     const connection = await dial(options, address, before);
