@@ -132,9 +132,7 @@ export class Engine {
 
   private async startVolume(request: StartRequest): Promise<number> {
     const { group, settings, log, keeper, volume } = this;
-    const seen = await generationsSeen(group, request.addresses);
-    const wallMs = this.clock.wallTime().getTime();
-    keeper.begin(nextGeneration(seen, wallMs, this.options.random()));
+    await this.takeGeneration(request.addresses);
     const parts = { group, settings, log };
     const started = await startReplicas(parts, request, keeper.engineGeneration);
     volume.resize(started.sizeBytes);
@@ -150,6 +148,12 @@ export class Engine {
     this.checkpoints.start();
     this.forkSoon();
     return started.sizeBytes;
+  }
+
+  private async takeGeneration(addresses: readonly string[]): Promise<void> {
+    const seen = await generationsSeen(this.group, addresses);
+    const wallMs = this.clock.wallTime().getTime();
+    this.keeper.begin(nextGeneration(seen, wallMs, this.options.random()));
   }
 
   /** Frontend first, then all replicas. The engine can be started again. */
@@ -279,7 +283,13 @@ export class Engine {
   }
 
   addReplica(address: string, needsSnapshot: boolean, mode: 'WO' | 'RW'): Promise<void> {
-    return this.runAlike(() => addReplica(this.rebuildParts, address, needsSnapshot, mode));
+    return this.runAlike(async () => {
+      // Nobody started the volume: its replicas come one by one.
+      const isFirst = this.replicas.length === 0;
+      if (isFirst) await this.takeGeneration([address]);
+      await addReplica(this.rebuildParts, address, needsSnapshot, mode);
+      if (isFirst) this.checkpoints.start();
+    });
   }
 
   /** An absent address succeeds. @throws INVALID_STATE for the last one while the frontend is up. */

@@ -178,7 +178,8 @@ export class RosterKeeper {
     if (isClean) await this.storing;
     this.markChanged();
     await this.store(isClean);
-    if (this.options.membership.readable.length > 0) return;
+    // A replica that joins has stored it, or it would not be joining any more.
+    if (this.options.membership.readable.length > 0 || this.joining !== null) return;
     throw new StorageError('NO_BACKEND', 'no replica could store who is in step');
   }
 
