@@ -15,7 +15,8 @@ import type { ServiceHandlers } from '../rpc/server.js';
 import { ALL_CAPABILITIES } from '../wire/replica/constants.js';
 import { diskWorkHandlers } from './disk-work-service.js';
 import { expandError, invalidRequest } from './error-map.js';
-import type { Replica, ReplicaStatus } from './replica.js';
+import type { Replica } from './replica.js';
+import type { ReplicaStatus } from './replica-shapes.js';
 
 function diskMessage(disk: DiskInfo): DiskMessage {
   return {

@@ -5,79 +5,38 @@
 
 import type { BlockDevice, BlockRequest } from '../core/block-device.js';
 import type { ByteRange } from '../core/byte-ranges.js';
-import type { Clock } from '../core/clock.js';
 import { StorageError, toStorageError } from '../core/errors.js';
-import type { Logger } from '../core/log.js';
 import { Mutex } from '../core/mutex.js';
 import type { Roster } from '../core/roster.js';
-import { isSectorAligned, MIB, SECTOR_BYTES } from '../core/units.js';
-import type { Disk } from '../disk/disk.js';
+import { isSectorAligned, SECTOR_BYTES } from '../core/units.js';
 import {
   type ChainInfo,
-  type ChainUsage,
-  type DiskInfo,
-  type HeadUsage,
   ImageChain,
   type RemoveAction,
   type SnapshotOptions,
   type WorkOptions,
 } from '../image/chain.js';
 import { META_SECTOR_BYTES, type VolumeMeta } from '../image/metadata.js';
-import type { RosterRecord } from './roster-record.js';
+import {
+  checkExpansion,
+  markRemoved,
+  prepareRemove,
+  removeDisk,
+  replaceDisk,
+  revertTo,
+} from './disk-operations.js';
+import { type ChainSettings, openForEngine } from './opening.js';
+import type {
+  OpenRequest,
+  OpenStatus,
+  ReplicaOptions,
+  ReplicaState,
+  ReplicaStatus,
+} from './replica-shapes.js';
 import { checkGeneration, type KnownAbsence, Standing } from './standing.js';
 import { WriteIntents } from './write-intents.js';
 
 type LeaveEvent = 'closed' | 'abandoned' | 'deleted' | 'taken.over';
-
-export type ReplicaState = 'initial' | 'closed' | 'open' | 'dirty' | 'rebuilding' | 'error';
-
-/** Space that the header of an encrypted volume takes from its size. */
-const LUKS_HEADER_BYTES = 16 * MIB;
-
-export interface ReplicaOptions {
-  readonly disk: Disk;
-  /** Absolute path; its parent must exist. */
-  readonly directory: string;
-  readonly clock: Clock;
-  readonly log: Logger;
-  readonly revisionCounter: boolean;
-  readonly encrypted: boolean;
-  readonly unmapMarkDiskChainRemoved: boolean;
-  readonly snapshotMaxCount: number;
-  /** 0: no limit. */
-  readonly snapshotMaxBytes: number;
-  readonly backingFilePath?: string;
-  /** Makes the id of a directory that has none yet. */
-  readonly newId: () => string;
-  /** A newer engine was served in the place of one that had the replica open. */
-  readonly takenOver?: () => void;
-}
-
-export interface OpenRequest {
-  readonly isUpgrade: boolean;
-  /** Size the engine wants; 0 when it does not say. */
-  readonly expectedBytes: number;
-  /** Number of the engine's start; 0 when it does not say. */
-  readonly engineGeneration: number;
-}
-
-/** What there is to say about an open chain. */
-export interface OpenStatus {
-  readonly disks: readonly DiskInfo[];
-  /** Disk names from head to root, removed ones left out. */
-  readonly liveChain: readonly string[];
-  readonly usage: ChainUsage;
-  readonly head: HeadUsage;
-  readonly revisionCounter: number;
-}
-
-export interface ReplicaStatus {
-  readonly state: ReplicaState;
-  readonly info: Omit<VolumeMeta, 'encrypted'>;
-  readonly standing: RosterRecord;
-  /** Null unless open. */
-  readonly open: OpenStatus | null;
-}
 
 const NO_INFO: ReplicaStatus['info'] = {
   sizeBytes: 0,
@@ -112,11 +71,7 @@ export class Replica implements BlockDevice {
   private serial = 0;
   /** Newest generation that asked to open: operations of older engines that come later are refused. */
   private askedGeneration = 0;
-  private settings: {
-    unmapMarkDiskChainRemoved: boolean;
-    snapshotMaxCount: number;
-    snapshotMaxBytes: number;
-  };
+  private settings: ChainSettings;
 
   private constructor(options: ReplicaOptions) {
     this.options = options;
@@ -243,20 +198,24 @@ export class Replica implements BlockDevice {
       if (this.closedState === 'initial')
         throw new StorageError('NOT_FOUND', 'file does not exist');
       await this.standing.admit(engineGeneration);
-      const chain = await this.openChain(request, info?.dirty ?? false).catch(
+      const { options, settings, standing } = this;
+      const wasDirty = info?.dirty ?? false;
+      const parts = { options, settings, standing: standing.record, wasDirty };
+      const { chain, intents } = await openForEngine(parts, standing.pinnedDisks, request).catch(
         async (error: unknown) => {
-          await this.standing.leave(false);
+          await standing.leave(false);
           throw error;
         },
       );
       this.fault = null;
       this.workEnd = new AbortController();
       this.chain = chain;
+      this.intents = intents;
       this.generation = engineGeneration;
       this.serial++;
       this.options.log.info('replica.opened', {
         sizeBytes: chain.sizeBytes,
-        wasDirty: info?.dirty ?? false,
+        wasDirty,
         engineGeneration,
       });
       if (wasOpen) this.options.takenOver?.();
@@ -334,31 +293,13 @@ export class Replica implements BlockDevice {
 
   /** @param diskName of the snapshot, not its own name. @throws NOT_FOUND, INVALID_STATE. */
   revert(diskName: string, created: string): Promise<void> {
-    return this.whenOpen(async (chain) => {
-      const target = await this.diskOf(chain, diskName);
-      if (target === undefined) {
-        const path = `${this.directory}/${diskName}`;
-        throw new StorageError('NOT_FOUND', `stat ${path}: no such file or directory`);
-      }
-      if (target.removed) {
-        const text = `cannot revert to disk file ${diskName} since it's already marked as removed`;
-        throw new StorageError('INVALID_STATE', text);
-      }
-      await chain.revert(diskName, created);
-    });
+    return this.whenOpen((chain) => revertTo(chain, this.directory, diskName, created));
   }
 
   /** The same size is a no-op. @throws NOT_ALIGNED, INVALID_ARGUMENT. */
   expand(sizeBytes: number): Promise<void> {
     return this.whenOpen(async (chain) => {
-      if (!isSectorAligned(sizeBytes)) {
-        const text = `failed to expend volume replica size ${sizeBytes}, because it is not multiple of volume sector size ${SECTOR_BYTES}`;
-        throw new StorageError('NOT_ALIGNED', text);
-      }
-      if (sizeBytes < chain.sizeBytes) {
-        const text = `cannot expand replica to a smaller size ${sizeBytes}`;
-        throw new StorageError('INVALID_ARGUMENT', text);
-      }
+      checkExpansion(chain, sizeBytes);
       await this.intents?.grow(sizeBytes);
       await chain.expand(sizeBytes);
     });
@@ -366,46 +307,26 @@ export class Replica implements BlockDevice {
 
   /** Unknown names succeed. @throws INVALID_STATE for the head. */
   markRemoved(name: string): Promise<void> {
-    return this.whenOpen(async (chain) => {
-      if (name === chain.info().head)
-        throw headRefused('mark the active differencing disk as removed');
-      await chain.markRemoved(name);
-    });
+    return this.whenOpen((chain) => markRemoved(chain, name));
   }
 
   /** Unknown names give no actions. @throws INVALID_STATE for the head and unmarked disks. */
   async prepareRemove(name: string): Promise<RemoveAction[]> {
     let actions: RemoveAction[] = [];
     await this.whenOpen(async (chain) => {
-      if (name === chain.info().head) throw headRefused('delete the active differencing disk');
-      actions = chain.prepareRemove(name);
+      actions = prepareRemove(chain, name);
     });
     return actions;
   }
 
   /** @param diskName of a snapshot, not its own name. @throws NOT_FOUND, INVALID_STATE. */
   removeDisk(diskName: string, force: boolean): Promise<void> {
-    return this.whenOpen(async (chain) => {
-      if (diskName === chain.info().head) throw headRefused('delete the active differencing disk');
-      if ((await this.diskOf(chain, diskName)) === undefined) {
-        throw new StorageError('NOT_FOUND', `cannot find disk ${diskName}`);
-      }
-      await chain.removeDisk(diskName, force);
-    });
+    return this.whenOpen((chain) => removeDisk(chain, diskName, force));
   }
 
-  /** @throws NOT_FOUND for an unknown source or target (Longhorn's replica loses the source then). */
+  /** @throws NOT_FOUND for an unknown source or target. */
   replaceDisk(target: string, source: string): Promise<void> {
-    return this.whenOpen(async (chain) => {
-      if (target === chain.info().head) throw headRefused('replace the active differencing disk');
-      if ((await this.diskOf(chain, source)) === undefined) {
-        throw new StorageError('NOT_FOUND', `cannot find source of replacing: ${source}`);
-      }
-      if ((await this.diskOf(chain, target)) === undefined) {
-        throw new StorageError('NOT_FOUND', `cannot find target of replacing: ${target}`);
-      }
-      await chain.replaceDisk(target, source);
-    });
+    return this.whenOpen((chain) => replaceDisk(chain, target, source));
   }
 
   /** Long work next to I/O and other operations; ends with CANCELLED when the replica closes. */
@@ -494,7 +415,10 @@ export class Replica implements BlockDevice {
     await Promise.allSettled(this.works);
     const { intents } = this;
     this.intents = null;
-    await intents?.close();
+    // What the intents say is on disk already; the chain must be closed in any case.
+    await intents?.close().catch((error: unknown) => {
+      this.options.log.warn('replica.intents.close.failed', { error });
+    });
     await end(chain);
     if (event === 'deleted') await WriteIntents.remove(this.options.disk, this.directory);
     await this.lookAtDirectory();
@@ -509,53 +433,6 @@ export class Replica implements BlockDevice {
     const isNewer = engineGeneration > this.generation && this.generation > 0;
     if (!isNewer) throw new StorageError('INVALID_STATE', 'replica is already open');
     await this.leave((chain) => chain.abandon(), 'taken.over');
-  }
-
-  private async openChain(request: OpenRequest, wasDirty: boolean): Promise<ImageChain> {
-    const { disk, directory, clock, log, revisionCounter, backingFilePath } = this.options;
-    const chain = await ImageChain.open(disk, directory, {
-      clock,
-      log,
-      revisionCounter,
-      ...this.settings,
-      pinnedDisks: this.standing.pinnedDisks,
-      ...(backingFilePath === undefined ? {} : { backingFilePath }),
-    });
-    await this.makeRoomForHeader(chain, request);
-    try {
-      this.intents = await this.openIntents(chain, request.engineGeneration, wasDirty);
-    } catch (error) {
-      await chain.abandon();
-      throw error;
-    }
-    return chain;
-  }
-
-  private async openIntents(
-    chain: ImageChain,
-    engineGeneration: number,
-    isMissingUnknown: boolean,
-  ): Promise<WriteIntents | null> {
-    const { disk, directory } = this.options;
-    if (engineGeneration === 0) {
-      await WriteIntents.invalidate(disk, directory);
-      return null;
-    }
-    const isStale = this.standing.record.isVoid;
-    return WriteIntents.open({ disk, directory, next: chain, isMissingUnknown, isStale });
-  }
-
-  /** The engine of an encrypted volume made before its header had room of its own asks for more. */
-  private async makeRoomForHeader(chain: ImageChain, request: OpenRequest): Promise<void> {
-    const isEncrypted = this.options.encrypted || chain.info().encrypted;
-    const isDue = request.expectedBytes === chain.sizeBytes + LUKS_HEADER_BYTES;
-    if (!isEncrypted || request.isUpgrade || !isDue) return;
-    try {
-      await chain.expand(request.expectedBytes);
-    } catch (error) {
-      await chain.close();
-      throw error;
-    }
   }
 
   private openState(info: ChainInfo): ReplicaState {
@@ -579,10 +456,6 @@ export class Replica implements BlockDevice {
       this.options.log.error('replica.faulty', { error: this.fault });
       throw error;
     }
-  }
-
-  private async diskOf(chain: ImageChain, diskName: string): Promise<DiskInfo | undefined> {
-    return (await chain.disks()).find((disk) => disk.name === diskName);
   }
 
   /** Sets closedState; returns volume.meta when it is there and readable. */
@@ -610,10 +483,6 @@ function checkCreateSize(sizeBytes: number): void {
     const text = `size ${sizeBytes} is not a positive multiple of ${SECTOR_BYTES}`;
     throw new StorageError('INVALID_ARGUMENT', text);
   }
-}
-
-function headRefused(what: string): StorageError {
-  return new StorageError('INVALID_STATE', `cannot ${what}`);
 }
 
 function notOpen(): StorageError {

@@ -14,7 +14,8 @@ import { KIB, MIB } from '../../src/core/units.js';
 import { createNativeDisk, createSlab, type NativeDisk } from '../../src/disk/native-disk.js';
 import { ABANDON_AFTER_MS, EnginePresence } from '../../src/replica/engine-presence.js';
 import { expandError } from '../../src/replica/error-map.js';
-import { Replica, type ReplicaOptions } from '../../src/replica/replica.js';
+import { Replica } from '../../src/replica/replica.js';
+import type { ReplicaOptions } from '../../src/replica/replica-shapes.js';
 import { ManualClock } from '../support/manual-clock.js';
 
 const SIZE_BYTES = 4 * MIB;

@@ -14,7 +14,8 @@ import { createNativeDisk, createSlab, type NativeDisk } from '../../src/disk/na
 import type { FrameServer } from '../../src/frame-server/server.js';
 import { replicaHandlers } from '../../src/replica/control-service.js';
 import { startDataServer } from '../../src/replica/data-server.js';
-import { Replica, type ReplicaOptions } from '../../src/replica/replica.js';
+import { Replica } from '../../src/replica/replica.js';
+import type { ReplicaOptions } from '../../src/replica/replica-shapes.js';
 import { decodeSlot } from '../../src/replica/roster-record.js';
 import { ROSTER_FILE, ROSTER_SLOT_BYTES, RosterStore } from '../../src/replica/roster-store.js';
 import type { RpcCall } from '../../src/rpc/server-call.js';
