@@ -139,7 +139,7 @@ t.test('a trim takes removed snapshots away only behind a durable head', async (
   t.ok(bytes[0] === 0 || bytes[0] === 2, 'never the data of a, which b hid');
 });
 
-t.test('a write that the disk has room for in part shows exactly that part', async (t) => {
+t.test('#21 a write that the disk has room for in part shows exactly that part', async (t) => {
   const disk = new MemoryDisk({ slab: testSlab, capacityBytes: 14 * S });
   await ImageChain.create(disk, '/volume', { sizeBytes: 8 * S, ...chainDefaults });
   const chain = await openChain(disk, '/volume');
