@@ -13,6 +13,7 @@ import { statusUnknown } from '../rpc/error-map.js';
 import { createRpcServer } from '../rpc/server.js';
 import type { Endpoint } from '../transport/connection.js';
 import { EXIT_CODE } from './exit-codes.js';
+import { checkFree } from './free-endpoint.js';
 import { type NbdTlsFiles, SwitchableFrontend } from './frontends.js';
 import { parseListenAddress } from './listen-address.js';
 import {
@@ -47,7 +48,7 @@ export async function runEngine(options: EngineProcessOptions): Promise<void> {
   const { volumeName } = settings;
   const log = createDaemonLogger(options.logLevel, { process: 'engine', volume: volumeName });
   const runtime = createRuntime(log);
-  const engine = buildEngine(options, runtime);
+  const { engine, frontend } = buildEngine(options, runtime);
   const server = createRpcServer({
     clock: runtime.clock,
     log,
@@ -61,13 +62,18 @@ export async function runEngine(options: EngineProcessOptions): Promise<void> {
     await runtime.transport.shutdown();
   });
   try {
+    const address = parseListenAddress(options.listen);
+    // An upgrade takes over from an engine that still serves.
+    if (!settings.isUpgrade) {
+      await checkFree({ kind: 'tcp', ...address });
+      await frontend.checkFree(settings.frontendName);
+    }
     await engine.start({
       addresses: options.replicas,
       sizeBytes: options.sizeBytes,
       currentSizeBytes: options.currentSizeBytes,
     });
-    const { host, port } = parseListenAddress(options.listen);
-    const realPort = await server.listen(host, port);
+    const realPort = await server.listen(address.host, address.port);
     log.info('engine.serving', { port: realPort, endpoint: engine.frontend.endpoint });
     settleSoon(runtime.clock);
   } catch (error) {
@@ -77,7 +83,10 @@ export async function runEngine(options: EngineProcessOptions): Promise<void> {
   }
 }
 
-function buildEngine(options: EngineProcessOptions, runtime: Runtime): Engine {
+function buildEngine(
+  options: EngineProcessOptions,
+  runtime: Runtime,
+): { engine: Engine; frontend: SwitchableFrontend } {
   const { settings, syncTimeoutSeconds, unixDataPath } = options;
   const { transport, clock, slab, log } = runtime;
   const connector = createReplicaConnector({
@@ -98,7 +107,7 @@ function buildEngine(options: EngineProcessOptions, runtime: Runtime): Engine {
     newId: randomUUID,
     random: Math.random,
   });
-  engine.frontend = new SwitchableFrontend({
+  const frontend = new SwitchableFrontend({
     runtime,
     volume: engine.volume,
     volumeName: settings.volumeName,
@@ -106,7 +115,8 @@ function buildEngine(options: EngineProcessOptions, runtime: Runtime): Engine {
     nbdEndpoints: options.nbdEndpoints,
     nbdTls: options.nbdTls,
   });
-  return engine;
+  engine.frontend = frontend;
+  return { engine, frontend };
 }
 
 /** 61 (ENODATA) tells Longhorn's manager that every replica is unusable, not merely unreachable. */

@@ -5,6 +5,7 @@ import { StorageError } from '../core/errors.js';
 import type { FrontendPort } from '../engine/frontend-port.js';
 import type { Volume } from '../engine/volume.js';
 import type { Endpoint } from '../transport/connection.js';
+import { checkFree } from './free-endpoint.js';
 import type { Runtime } from './runtime.js';
 
 export interface NbdTlsFiles {
@@ -36,22 +37,29 @@ const DRAIN_MS = 10_000;
 async function startNbd(options: FrontendOptions): Promise<RunningFrontend> {
   const { createNbdServer, nbdUri } = await import('../frontend/nbd/server.js');
   const { runtime, volume, volumeName, nbdTls } = options;
-  const fallback: Endpoint = {
-    kind: 'unix',
-    path: join(options.runtimeDirectory, `longhorn-${volumeName}.nbd.sock`),
-  };
+  const endpoints = nbdEndpoints(options);
   const device = { device: volume, description: `Longhorn volume ${volumeName}`, readOnly: false };
   const server = await createNbdServer({
     ...runtime,
     exports: new Map([[volumeName, { ...device, zeroesFast: true }]]),
-    endpoints: options.nbdEndpoints.length === 0 ? [fallback] : options.nbdEndpoints,
+    endpoints,
     ...(hasTls(nbdTls) && { tls: await readTls(nbdTls) }),
   });
-  const first = server.endpoints[0] ?? fallback;
+  const [first] = server.endpoints;
   return {
-    endpoint: nbdUri(first, volumeName, nbdTls.mode === 'require'),
+    endpoint: nbdUri(first ?? (endpoints[0] as Endpoint), volumeName, nbdTls.mode === 'require'),
     close: () => server.close({ drainMs: DRAIN_MS }),
   };
+}
+
+function nbdEndpoints(options: FrontendOptions): readonly Endpoint[] {
+  if (options.nbdEndpoints.length > 0) return options.nbdEndpoints;
+  const path = join(options.runtimeDirectory, `longhorn-${options.volumeName}.nbd.sock`);
+  return [{ kind: 'unix', path }];
+}
+
+function socketPath({ runtimeDirectory, volumeName }: FrontendOptions): string {
+  return join(runtimeDirectory, `longhorn-${volumeName}.sock`);
 }
 
 /** @throws INVALID_ARGUMENT for files without a mode: a volume meant to be private would not be. */
@@ -100,8 +108,8 @@ async function readPem(flag: string, path: string): Promise<Buffer> {
 
 async function startSocket(options: FrontendOptions): Promise<RunningFrontend> {
   const { startSocketFrontend } = await import('../frontend/socket/server.js');
-  const { runtime, volume, volumeName } = options;
-  const path = join(options.runtimeDirectory, `longhorn-${volumeName}.sock`);
+  const { runtime, volume } = options;
+  const path = socketPath(options);
   const server = await startSocketFrontend({
     transport: runtime.transport,
     path,
@@ -139,6 +147,13 @@ export class SwitchableFrontend implements FrontendPort {
 
   get endpoint(): string {
     return this.running?.endpoint ?? '';
+  }
+
+  /** Before anything is taken from an engine that may be serving there. @throws ADDRESS_IN_USE. */
+  async checkFree(name: string): Promise<void> {
+    const { options } = this;
+    if (name === 'nbd') for (const endpoint of nbdEndpoints(options)) await checkFree(endpoint);
+    if (name === 'socket') await checkFree({ kind: 'unix', path: socketPath(options) });
   }
 
   async start(name: string): Promise<void> {

@@ -22,6 +22,8 @@ export interface ServedReplica extends BlockDevice {
   readonly nextSerial: number;
   /** Of the engine that has it open; 0 for one of Longhorn's. */
   readonly openGeneration: number;
+  /** Newest generation that has it open or has asked to. */
+  readonly newestGeneration: number;
 }
 
 /** Belongs to no open. */
@@ -39,7 +41,11 @@ function fenceOf(replica: ServedReplica): SessionFence {
         ? replica.openSerial
         : NO_PASS,
     refusal: (pass, generation) => {
-      const { openSerial, openGeneration } = replica;
+      const { openSerial, openGeneration, newestGeneration } = replica;
+      // Also while the newer engine's open is on its way: the older one must not go on elsewhere.
+      if (generation > 0 && generation < newestGeneration) {
+        return supersededError(generation, newestGeneration);
+      }
       // A closed replica refuses for itself.
       if (openSerial === 0 || (pass === openSerial && generation === openGeneration)) return null;
       if (generation < openGeneration) return supersededError(generation, openGeneration);

@@ -39,6 +39,8 @@ export interface StoredIntents {
   readonly isUnknown: boolean;
   /** Normal list, not clipped to the volume. */
   readonly ranges: readonly ByteRange[];
+  /** Of every piece; null when they differ or one is invalid. */
+  readonly regionBytes: number | null;
 }
 
 /** Smallest power of two ≥ 1 MiB with which the volume's regions fit one slot. */
@@ -75,11 +77,16 @@ export function encodeSlot(
 export function decodeFile(content: Uint8Array): StoredIntents {
   let isUnknown = content.length !== INTENTS_BYTES;
   const ranges: ByteRange[] = [];
+  const regionSizes = new Set<number | null>(isUnknown ? [null] : []);
   for (let at = 0; at + PIECE_BYTES <= content.length; at += PIECE_BYTES) {
     const index = (at % SLOT_BYTES) / PIECE_BYTES;
-    if (!decodePiece(content.subarray(at, at + PIECE_BYTES), index, ranges)) isUnknown = true;
+    const piece = decodePiece(content.subarray(at, at + PIECE_BYTES), index, ranges);
+    if (piece === null || piece.isUnknown) isUnknown = true;
+    regionSizes.add(piece?.regionBytes ?? null);
   }
-  return { isUnknown, ranges: mergeRanges(ranges) };
+  const [first = null] = regionSizes;
+  const regionBytes = regionSizes.size === 1 ? first : null;
+  return { isUnknown, ranges: mergeRanges(ranges), regionBytes };
 }
 
 export function rangesOf(bits: Uint8Array, regionBytes: number, firstRegion = 0): ByteRange[] {
@@ -109,16 +116,20 @@ export function setBits(
   }
 }
 
-/** False when the piece is invalid or says that nothing is known. */
-function decodePiece(piece: Uint8Array, index: number, ranges: ByteRange[]): boolean {
+/** Adds the piece's regions; null when it is invalid. */
+function decodePiece(
+  piece: Uint8Array,
+  index: number,
+  ranges: ByteRange[],
+): { isUnknown: boolean; regionBytes: number } | null {
   const view = new DataView(piece.buffer, piece.byteOffset, PIECE_BYTES);
-  if (view.getUint32(0, true) !== MAGIC || view.getUint16(4, true) !== VERSION) return false;
-  if (view.getUint8(6) !== index || view.getUint32(28, true) !== checksumOf(piece)) return false;
+  if (view.getUint32(0, true) !== MAGIC || view.getUint16(4, true) !== VERSION) return null;
+  if (view.getUint8(6) !== index || view.getUint32(28, true) !== checksumOf(piece)) return null;
   const regionBytes = Number(view.getBigUint64(8, true));
   ranges.push(
     ...rangesOf(piece.subarray(HEADER_BYTES), regionBytes, index * PIECE_BITMAP_BYTES * 8),
   );
-  return view.getUint8(7) === 0;
+  return { isUnknown: view.getUint8(7) !== 0, regionBytes };
 }
 
 /** Of everything but the checksum itself. */

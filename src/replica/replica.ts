@@ -112,6 +112,11 @@ export class Replica implements BlockDevice {
     return this.chain === null ? 0 : this.generation;
   }
 
+  /** Newest generation that has it open or has asked to. */
+  get newestGeneration(): number {
+    return Math.max(this.askedGeneration, this.openGeneration);
+  }
+
   get snapshotMaxCount(): number {
     return this.settings.snapshotMaxCount;
   }
@@ -126,7 +131,7 @@ export class Replica implements BlockDevice {
    * @throws FENCED; INVALID_STATE when another engine has the replica open.
    */
   checkCaller(generation: number): void {
-    checkGeneration(generation, Math.max(this.askedGeneration, this.openGeneration));
+    checkGeneration(generation, this.newestGeneration);
     if (generation === 0 || !this.isOpen || generation === this.generation) return;
     throw new StorageError('INVALID_STATE', 'another engine has the replica open');
   }

@@ -99,17 +99,34 @@ export class WriteIntents {
     }
     const isUnknown = options.isStale === true || (stored?.isUnknown ?? options.isMissingUnknown);
     const previous = { isUnknown, bits };
-    const empty = new Uint8Array(BITMAP_BYTES);
-    await replaceFile(disk, directory, sizeBytes, regionBytes, previous, empty);
+    // A full disk has no room for a new file, and must be opened to be freed.
+    const isUsable = stored?.regionBytes === regionBytes;
+    if (!isUsable) {
+      const empty = new Uint8Array(BITMAP_BYTES);
+      await replaceFile(disk, directory, sizeBytes, regionBytes, previous, empty);
+    }
     const bufferOffset = disk.slab.allocate(SLOT_BYTES);
     if (bufferOffset === NO_BUFFER) {
       throw new StorageError('LIMIT_EXCEEDED', 'no buffer is free for the write intents');
     }
     try {
       const file = await disk.open(path, { writable: true });
-      return new WriteIntents(options, file, bufferOffset, previous);
+      const intents = new WriteIntents(options, file, bufferOffset, previous);
+      if (isUsable) await intents.gather();
+      return intents;
     } catch (error) {
       disk.slab.release(bufferOffset);
+      throw error;
+    }
+  }
+
+  /** All that the file says into one slot, before the other one is used anew. */
+  private async gather(): Promise<void> {
+    try {
+      await this.writeSlot(1 - this.currentSlot, this.previous);
+      await this.writeSlot(this.currentSlot, { isUnknown: false, bits: this.current });
+    } catch (error) {
+      await this.file.close();
       throw error;
     }
   }
@@ -372,7 +389,7 @@ async function readStored(disk: Disk, path: string): Promise<ReturnType<typeof d
   } catch (error) {
     if (error instanceof StorageError && error.code === 'NOT_FOUND') return null;
     if (error instanceof StorageError && error.code === 'LIMIT_EXCEEDED') {
-      return { isUnknown: true, ranges: [] };
+      return { isUnknown: true, ranges: [], regionBytes: null };
     }
     throw error;
   }

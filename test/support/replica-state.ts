@@ -2,7 +2,7 @@
 
 import { createHash } from 'node:crypto';
 import { createReadStream } from 'node:fs';
-import { stat } from 'node:fs/promises';
+import { readdir, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { ReplicaServiceDefinition } from '../../src/api/generated/replica.js';
@@ -34,10 +34,18 @@ function headPath(slot: ReplicaSlot): string {
   return join(slot.directory, 'volume-head-000.img');
 }
 
-/** Waits until at least so many bytes of the first head are on disk. */
+/** Waits until at least so many bytes of the replica's images are on disk. */
 export function allocatedAtLeast(slot: ReplicaSlot, bytes: number): Promise<void> {
   return waitUntil(`${bytes} bytes of ${slot.directory} are written`, async () => {
-    const { blocks } = await stat(headPath(slot));
+    let blocks = 0;
+    for (const name of await readdir(slot.directory)) {
+      if (!name.endsWith('.img')) continue;
+      // A head may get another name meanwhile.
+      blocks += await stat(join(slot.directory, name)).then(
+        (found) => found.blocks,
+        () => 0,
+      );
+    }
     return blocks * 512 >= bytes;
   });
 }
