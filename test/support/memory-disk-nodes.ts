@@ -13,6 +13,8 @@ export interface Survivors {
   page(path: string, pageIndex: number): boolean;
   /** How many of a directory's un-synced changes, in order, reached the disk. */
   directoryChanges(path: string, count: number): number;
+  /** Which eighths of a page that did not survive as a whole did, as bits; none by default. */
+  eighths?(path: string, pageIndex: number): number;
 }
 
 export const NOTHING_SURVIVES: Survivors = { page: () => false, directoryChanges: () => 0 };
@@ -67,13 +69,25 @@ export class FileNode {
   crash(path: string, survivors: Survivors): void {
     for (const [index, page] of this.undo) {
       if (survivors.page(path, index)) continue;
-      if (page === undefined) this.pages.delete(index);
-      else this.pages.set(index, page);
+      const left = torn(page, this.pages.get(index), survivors.eighths?.(path, index) ?? 0);
+      if (left === undefined) this.pages.delete(index);
+      else this.pages.set(index, left);
     }
     const keepsSize = survivors.page(path, -1);
     if (!keepsSize) this.sizeBytes = this.durableSizeBytes;
     this.sync();
   }
+}
+
+/** A page of which only some eighths of the new content reached the disk. */
+function torn(old: Page | undefined, next: Page | undefined, eighths: number): Page | undefined {
+  if (eighths === 0 || !(next instanceof Uint8Array)) return old;
+  const page = old instanceof Uint8Array ? old.slice() : new Uint8Array(SECTOR_BYTES);
+  const step = SECTOR_BYTES / 8;
+  for (let i = 0; i < 8; i++) {
+    if ((eighths & (1 << i)) !== 0) page.set(next.subarray(i * step, (i + 1) * step), i * step);
+  }
+  return page;
 }
 
 export type EntryChange = (entries: Map<string, Node>) => void;

@@ -75,7 +75,8 @@ export interface MemoryDiskOptions {
 
 /** The disk. Paths are absolute; the root directory exists. */
 export class MemoryDisk implements Disk {
-  readonly slab: Slab;
+  /** Of the process that uses the disk now. */
+  slab: Slab;
   readonly queue: DiskQueue = { submit: (request) => this.enqueue(request) };
   /** Grows with each crash: files opened before it are dead. */
   generation = 1;
@@ -88,7 +89,7 @@ export class MemoryDisk implements Disk {
   /** Changing calls so far, for crash tests that cut after each of them. */
   changeCount = 0;
   readonly log: DiskCall[] = [];
-  private readonly capacityBytes: number;
+  protected capacityBytes: number;
   private readonly defer: (run: () => void) => void;
   private readonly nowMs: () => number;
   private root: DirectoryNode;
@@ -340,7 +341,7 @@ export class MemoryDisk implements Disk {
 
   // --- the queue ------------------------------------------------------------------------------
 
-  private enqueue(request: DiskRequest): void {
+  protected enqueue(request: DiskRequest): void {
     const file = request.file as MemoryFile;
     file.begin();
     this.defer(() => {
@@ -350,7 +351,7 @@ export class MemoryDisk implements Disk {
     });
   }
 
-  private perform(request: DiskRequest, file: MemoryFile): number {
+  protected perform(request: DiskRequest, file: MemoryFile): number {
     if (!file.isUsable) return -ERRNO.EBADF;
     const { bufferOffset, lengthBytes, fileOffsetBytes } = request;
     const kind = KIND_OF_OP[request.op];
@@ -443,7 +444,7 @@ export class MemoryDisk implements Disk {
 
   // --- paths ----------------------------------------------------------------------------------
 
-  private find(path: string): Node | undefined {
+  protected find(path: string): Node | undefined {
     let node: Node | undefined = this.root;
     for (const name of path.split('/').filter((part) => part !== '')) {
       if (!(node instanceof DirectoryNode)) return undefined;
