@@ -21,7 +21,7 @@ import type { ReplicaMode } from './replica-mode.js';
 import { RosterKeeper } from './roster-keeper.js';
 import type { EngineSettings } from './settings.js';
 import { revertToSnapshot, takeSnapshot } from './snapshot.js';
-import { generationsSeen, type StartRequest, startReplicas } from './start.js';
+import { probeReplicas, type Probed, type StartRequest, startReplicas } from './start.js';
 import { UnalignedWriter } from './unaligned-writer.js';
 import { Volume } from './volume.js';
 
@@ -132,9 +132,10 @@ export class Engine {
 
   private async startVolume(request: StartRequest): Promise<number> {
     const { group, settings, log, keeper, volume } = this;
-    await this.takeGeneration(request.addresses);
+    const probed = await probeReplicas(group, request.addresses);
+    this.takeGeneration(probed);
     const parts = { group, settings, log };
-    const started = await startReplicas(parts, request, keeper.engineGeneration);
+    const started = await startReplicas(parts, request, keeper.engineGeneration, probed);
     volume.resize(started.sizeBytes);
     try {
       // Before the first request: a member that cannot store it is none.
@@ -150,8 +151,8 @@ export class Engine {
     return started.sizeBytes;
   }
 
-  private async takeGeneration(addresses: readonly string[]): Promise<void> {
-    const seen = await generationsSeen(this.group, addresses);
+  private takeGeneration(probed: readonly Probed[]): void {
+    const seen = probed.map(({ info }) => info.engineGeneration);
     const wallMs = this.clock.wallTime().getTime();
     this.keeper.begin(nextGeneration(seen, wallMs, this.options.random()));
   }
@@ -286,7 +287,7 @@ export class Engine {
     return this.runAlike(async () => {
       // Nobody started the volume: its replicas come one by one.
       const isFirst = this.replicas.length === 0;
-      if (isFirst) await this.takeGeneration([address]);
+      if (isFirst) this.takeGeneration(await probeReplicas(this.group, [address]));
       await addReplica(this.rebuildParts, address, needsSnapshot, mode);
       if (isFirst) this.checkpoints.start();
     });

@@ -51,26 +51,42 @@ export interface StartParts {
   readonly log: Logger;
 }
 
-/** Generations that the replicas have seen, those that answer. */
-export async function generationsSeen(
-  group: ReplicaGroup,
-  addresses: readonly string[],
-): Promise<number[]> {
-  const infos = await Promise.all(addresses.map((address) => group.probe(address)));
-  return infos.flatMap((info) => (info === null ? [] : [info.engineGeneration]));
+/** What a replica said before anybody opened it. */
+export interface Probed {
+  readonly address: string;
+  readonly info: ReplicaInfo;
 }
 
-/** Adds the replicas to the group. @throws NO_BACKEND, INVALID_ARGUMENT, INVALID_STATE. */
+/** Asks all replicas; those that do not answer are left out. */
+export async function probeReplicas(
+  group: ReplicaGroup,
+  addresses: readonly string[],
+): Promise<Probed[]> {
+  const answers = await Promise.all(
+    addresses.map(async (address) => ({ address, info: await group.probe(address) })),
+  );
+  return answers.flatMap(({ address, info }) => (info === null ? [] : [{ address, info }]));
+}
+
+/**
+ * Adds the replicas to the group.
+ * @param probed what they said before; one that cannot be opened still tells who is in step.
+ * @throws NO_BACKEND, INVALID_ARGUMENT, INVALID_STATE.
+ */
 export async function startReplicas(
   parts: StartParts,
   request: StartRequest,
   engineGeneration: number,
+  probed: readonly Probed[],
 ): Promise<Started> {
   const { group, settings, log } = parts;
   checkDuplicates(request.addresses);
   const { connected, rejected } = await connectAll(parts, request, engineGeneration);
   try {
-    const roster = rosterToTrust(connected, settings);
+    const unopened = probed.filter(
+      ({ address }) => !connected.some((replica) => replica.address === address),
+    );
+    const roster = rosterToTrust(connected, unopened, settings);
     const selected = selectTrusted(connected, rejected, settings, request, roster);
     const { volumeBytes } = selected;
     const trusted = await alignChains(selected.trusted, rejected);
@@ -141,8 +157,12 @@ function addMembers(
  * Null: Longhorn's rules must do. When an engine that keeps no rosters has used only some of the
  * replicas, only revision counters could tell which are newer. @throws INVALID_STATE without them.
  */
-function rosterToTrust(connected: readonly Connected[], settings: EngineSettings): Roster | null {
-  const roster = rosterAmong(connected);
+function rosterToTrust(
+  connected: readonly Connected[],
+  unopened: readonly Probed[],
+  settings: EngineSettings,
+): Roster | null {
+  const roster = rosterAmong([...connected, ...unopened]);
   if (roster === null) return null;
   // Who is no member is stale, whoever has opened it since.
   const voided = connected.filter(

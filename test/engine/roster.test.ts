@@ -396,6 +396,17 @@ t.test('when only stale replicas answer the start is refused and says why', asyn
   );
 });
 
+t.test('P3: a member that answers but cannot be opened still tells who is stale', async (t) => {
+  // Found by the simulator: the only replica in step had a full disk when the volume was started.
+  const { slab, replicas } = threeReplicas();
+  const [first, second] = replicas;
+  first.roster = roster({ members: [ID(0), ID(1)] });
+  second.roster = roster({ number: 2, members: [ID(1)] });
+  second.openFailure = new StorageError('NO_SPACE', 'no space left on device');
+  await t.rejects(startWith(replicas.slice(0, 2), slab), { code: 'NO_BACKEND' });
+  t.ok(first.isClosed);
+});
+
 t.test('a member that does not answer is absent and gets a fork at once', async (t) => {
   const { slab, replicas } = threeReplicas();
   const members = [ID(0), ID(1), ID(2)];

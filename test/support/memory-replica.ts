@@ -37,6 +37,8 @@ export class MemoryReplica implements ReplicaPort {
   /** Set to make the next control call of that name fail. */
   controlFailure: { call: string; error: StorageError } | null = null;
   connectOptions: ConnectOptions | null = null;
+  /** It answers, but cannot be opened. */
+  openFailure: StorageError | null = null;
   /** Control calls of these names wait for releaseCalls(). */
   readonly holding = new Set<string>();
   private heldCalls: (() => void)[] = [];
@@ -146,6 +148,7 @@ export function memoryConnector(replicas: readonly MemoryReplica[]): ReplicaConn
         const text = `cannot reach ${address}`;
         return Promise.reject(new StorageError('CONNECTION_REFUSED', text));
       }
+      if (replica.openFailure !== null) return Promise.reject(replica.openFailure);
       replica.connectOptions = options;
       return Promise.resolve(replica);
     },
