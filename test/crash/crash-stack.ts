@@ -10,7 +10,7 @@ import { ImageChain } from '../../src/image/chain.js';
 import { CliWorker, type CliResult } from '../support/cli.js';
 import { readAll } from '../support/image-chains.js';
 import { ProcessStack, type ReplicaSlot, type StackOptions } from '../support/process-stack.js';
-import { BLOCK_BYTES, Ledger, type Value, valueOf } from './ledger.js';
+import { BLOCK_BYTES, Ledger, type Value, valueAt } from './ledger.js';
 import { judgeContent, Load } from './load.js';
 import { VolumeClient } from './volume-client.js';
 
@@ -241,7 +241,7 @@ function differing(one: Buffer, other: Buffer): string[] {
     const [a, b] = [one, other].map((content) => content.subarray(at, at + BLOCK_BYTES));
     if (a?.equals(b as Buffer) === true) continue;
     const block = at / BLOCK_BYTES;
-    const [x, y] = [a, b].map((content) => valueOf(block, content as Buffer));
+    const [x, y] = [a, b].map((content) => valueAt(block, content as Buffer));
     found.push(`block ${block} holds ${x}, the volume ${y}`);
   }
   return found;

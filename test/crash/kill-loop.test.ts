@@ -7,7 +7,7 @@ import type { ReplicaSlot } from '../support/process-stack.js';
 import { CrashStack } from './crash-stack.js';
 import { seededRandom } from './load.js';
 
-const ROUNDS = Number(process.env['LONGHORN_CRASH_ROUNDS'] ?? 3);
+const ROUNDS = Number(process.env['LONGHORN_CRASH_ROUNDS'] ?? 2);
 const SEED = Number(process.env['LONGHORN_CRASH_SEED'] ?? 1);
 const SIZE_MIB = 16;
 

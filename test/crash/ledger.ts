@@ -49,7 +49,7 @@ export class Ledger {
       acknowledgedAt: NEVER,
       durableAt: NEVER,
     };
-    values.forEach((_, index) => this.at(firstBlock + index).push(change));
+    for (let i = 0; i < values.length; i++) this.at(firstBlock + i).push(change);
     return change;
   }
 
@@ -156,7 +156,7 @@ export function contentOf(firstBlock: number, values: readonly Value[]): Buffer 
 const ZEROS = Buffer.alloc(BLOCK_BYTES);
 
 /** The value of a block; 'torn' when it is no whole block of any write to this place. */
-export function valueOf(block: number, content: Buffer): Value | 'torn' {
+export function valueAt(block: number, content: Buffer): Value | 'torn' {
   if (content.equals(ZEROS)) return 0;
   const value = content.readUInt32LE(4);
   return value !== 0 && content.equals(contentOf(block, [value])) ? value : 'torn';

@@ -1,7 +1,7 @@
 // A client at work: several writers that never touch the same blocks at the same time, so that the
 // order of the changes of each block is known. Everything read while working is judged at once.
 
-import { BLOCK_BYTES, contentOf, type Ledger, valueOf } from './ledger.js';
+import { BLOCK_BYTES, contentOf, type Ledger, valueAt } from './ledger.js';
 import { Refused, Unanswered, type VolumeClient } from './volume-client.js';
 
 const BLOCKS_MAX = 8;
@@ -130,7 +130,7 @@ export function judgeContent(ledger: Ledger, first: number, content: Buffer): st
   const complaints: string[] = [];
   for (let at = 0; at < content.length; at += BLOCK_BYTES) {
     const block = first + at / BLOCK_BYTES;
-    const value = valueOf(block, content.subarray(at, at + BLOCK_BYTES));
+    const value = valueAt(block, content.subarray(at, at + BLOCK_BYTES));
     const complaint = ledger.observe(block, value);
     if (complaint !== null) complaints.push(`read while working: ${complaint}`);
   }
