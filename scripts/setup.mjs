@@ -48,7 +48,11 @@ const PROGRAMS = [
   {
     name: 'mke2fs',
     debian: 'e2fsprogs',
-    for: { quickstart: 'makes the ext4 image', tests: 'makes ext4 images' },
+    for: {
+      quickstart: 'makes the ext4 image',
+      tests: 'makes ext4 images',
+      crash: 'makes ext4 images',
+    },
   },
   {
     name: 'fio',
@@ -61,6 +65,14 @@ const PROGRAMS = [
   },
   { name: 'zstd', debian: 'zstd', for: { tests: 'unpacks recorded replica directories' } },
   { name: 'nbd-client', debian: 'nbd-client', for: { tests: 'a real NBD client' } },
+  {
+    name: 'qemu-storage-daemon',
+    debian: 'qemu-system-common',
+    for: {
+      tests: 'a disk that loses power',
+      crash: 'a disk that loses power',
+    },
+  },
 ];
 
 class SetupError extends Error {}
@@ -325,7 +337,7 @@ function isAlive(lockPath) {
 }
 
 /**
- * @param purposes any of `quickstart`, `tests`, `bench`: which Debian programs are wanted.
+ * @param purposes any of `quickstart`, `tests`, `bench`, `crash`: which Debian programs are wanted.
  * @param development also compile for the tests and prepare the test runner.
  * @returns { missing } names of programs that could not be had.
  * @throws SetupError when the program cannot be built.
@@ -352,7 +364,7 @@ export function reportSetupError(error) {
   process.exitCode = 1;
 }
 
-const USAGE = `usage: node scripts/setup.mjs [--dev] [--for quickstart|tests|bench] [--no-apt]
+const USAGE = `usage: node scripts/setup.mjs [--dev] [--for quickstart|tests|bench|crash] [--no-apt]
   --dev      also compile the tests and prepare the test runner
   --for X    also install the Debian packages that X wants; may be repeated
   --no-apt   never install Debian packages`;
@@ -364,7 +376,7 @@ async function main(args) {
   for (let i = 0; i < args.length; i++) {
     if (args[i] === '--dev') development = true;
     else if (args[i] === '--no-apt') mayInstall = false;
-    else if (args[i] === '--for' && ['quickstart', 'tests', 'bench'].includes(args[i + 1]))
+    else if (args[i] === '--for' && ['quickstart', 'tests', 'bench', 'crash'].includes(args[i + 1]))
       purposes.push(args[++i]);
     else throw new SetupError(USAGE);
   }
