@@ -24,6 +24,8 @@ export interface LoadOptions {
   readonly depth: number;
   /** Only these many blocks are used; default all. */
   readonly blockCount?: number;
+  /** Never asks for zeros. */
+  readonly withoutZeros?: boolean;
 }
 
 export class Load {
@@ -107,7 +109,7 @@ export class Load {
 
   private async change(first: number, count: number, kind: number): Promise<void> {
     const { client, ledger } = this.options;
-    const isZero = kind < 0.32;
+    const isZero = kind < 0.32 && this.options.withoutZeros !== true;
     const isFua = kind > 0.9;
     const value = isZero ? 0 : ledger.nextValue();
     const values = Array.from({ length: count }, () => value);
