@@ -26,8 +26,11 @@ export class ChainIo {
   counter: RevisionCounter | null = null;
   /** Longhorn's in-memory Dirty: changed since it was opened, or not closed cleanly before. */
   isDirty: boolean;
-  /** Changes of the head that were finished; compared with durableChanges by flush. */
-  changes = 0;
+  /**
+   * Changes of the head that were finished; compared with durableChanges by flush. One is counted from
+   * the start: what was written before a crash of our process may still be in the system's caches only.
+   */
+  changes = 1;
   durableChanges = 0;
   /** Set when the chain can no longer be trusted or is closed; every request ends with it. */
   refusal: StorageError | null = null;

@@ -53,6 +53,17 @@ t.test('P2: a flush during a trim does not stand for the flush after it', async 
   t.strictSame(await sectorBytes(disk, await openChain(disk, '/volume')), [0, 1]);
 });
 
+t.test('P2: the first flush covers what was written before the chain was opened', async (t) => {
+  // Found by the simulator: the process was killed, or its engine, and nobody had flushed.
+  const { disk, chain } = await memoryChain(2);
+  await writeBytes(disk, chain, 0, sectorsOf(1, 2));
+  await chain.abandon();
+  const again = await openChain(disk, '/volume');
+  await control(again, BLOCK_OP.flush);
+  disk.restart();
+  t.strictSame(await sectorBytes(disk, await openChain(disk, '/volume')), [1, 2]);
+});
+
 t.test('P2: what makes a write durable makes its revision durable too', async (t) => {
   const options = { revisionCounter: true };
   const { disk, chain } = await memoryChain(4, options);
