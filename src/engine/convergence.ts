@@ -255,10 +255,13 @@ export class Convergence implements Converging {
     const reads = readable.map((member, index) => this.read(member, piece, at(index)));
     if ((await Promise.all(reads)).includes(false)) return false;
     const source = at(readable.indexOf(reference));
-    const repairs = readable.flatMap((member, index) =>
-      this.differences(source, at(index), lengthBytes).map((run) => ({ member, run })),
+    const differing = mergeRanges(
+      readable.flatMap((_, index) => this.differences(source, at(index), lengthBytes)),
     );
-    if (repairs.length > 0) {
+    if (differing.length > 0) {
+      // Every member gets it into its head, the reference and those that had it too: otherwise the
+      // same content lies in different layers, and checksums of a snapshot would not agree.
+      const repairs = readable.flatMap((member) => differing.map((run) => ({ member, run })));
       // Repairs go into the members' heads, and a WO replica gets only the layers below its head
       // from others: it must have them, too. It may have been given its layers by any member, so it
       // is written the whole piece. What it lacks elsewhere comes with its rebuild.
@@ -274,7 +277,7 @@ export class Convergence implements Converging {
     // A new reference compares all anew, this piece included.
     if (this.reference() !== reference) return false;
     this.comparedBytes += lengthBytes;
-    this.repairedBytes += totalBytes(repairs.map(({ run }) => run));
+    this.repairedBytes += totalBytes(differing);
     this.remaining = subtractRanges(this.remaining, [piece]);
     return false;
   }
