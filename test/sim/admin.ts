@@ -86,6 +86,7 @@ export class Admin {
         ended(serving),
       ]);
       wasTaken = serving.client.isCurrent;
+      if (wasTaken) world.acknowledged();
     } finally {
       world.model.snapshotEnded(view, name, wasTaken);
       world.note(`snapshot ${name} ${wasTaken ? 'taken' : 'unknown'}`);
@@ -110,6 +111,7 @@ export class Admin {
     try {
       await Promise.race([this.connections(serving).engine.volumeRevert({ name }), ended(serving)]);
       isKnown = serving.client.isCurrent;
+      if (isKnown) world.acknowledged();
     } catch (error) {
       wasRefused = ['INVALID_STATE', 'BUSY'].includes(toStorageError(error).code);
       throw error;

@@ -49,10 +49,14 @@ export class ChainPeek {
 
   /** Disk names of snapshots that are there and not removed. */
   snapshotDisks(): string[] {
-    return this.disk
-      .names(this.directory)
-      .filter((name) => /^volume-snap-.*\.img$/.test(name))
-      .filter((name) => this.json(`${name}.meta`, false)['Removed'] !== true);
+    return (
+      this.disk
+        .names(this.directory)
+        .filter((name) => /^volume-snap-.*\.img$/.test(name))
+        // A crash may leave an image whose record is gone, until it is cleared away.
+        .filter((name) => this.disk.peek(`${this.directory}/${name}.meta`, false) !== null)
+        .filter((name) => this.json(`${name}.meta`, false)['Removed'] !== true)
+    );
   }
 
   cells(layers: readonly PeekedFile[], firstCell: number, count: number): number[] {

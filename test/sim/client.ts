@@ -125,9 +125,11 @@ export class Client {
       // An engine that was left behind promises nothing; a trim is a hint.
       model.writeUnknown(entries);
     } else if (op === 'flush') {
+      world.acknowledged();
       model.flushAcked(flushSeq);
       checks.flushed(this.host.engine, text);
     } else {
+      world.acknowledged();
       model.writeAcked(firstCell, entries, request.fua);
       checks.written(this.host.engine, firstCell, entries, request.fua, text);
     }

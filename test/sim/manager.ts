@@ -8,6 +8,7 @@
 import { addReplica } from '../../src/client/rebuild.js';
 import { toStorageError } from '../../src/core/errors.js';
 import { SimConnections } from './connections.js';
+import type { Client } from './client.js';
 import type { EngineHost } from './engine-host.js';
 import type { ReplicaNode } from './replica-node.js';
 import type { World } from './world.js';
@@ -130,11 +131,10 @@ export class Manager {
     } finally {
       Object.assign(world.rpc.faults, loss);
     }
-    this.started(host);
-    world.serving = { host, client };
+    this.started(host, client);
   }
 
-  private started(host: EngineHost): void {
+  private started(host: EngineHost, client: Client): void {
     const { world } = this;
     const readable = world.checks.readable(host.engine);
     world.note(`started ${host.host} with ${readable.map((node) => node.host).join(' ')}`);
@@ -144,6 +144,7 @@ export class Manager {
       world.model.powerLost();
     }
     for (const node of world.nodes) node.hasLostData = false;
+    world.serving = { host, client };
     if (readable.length > 0) world.checks.started(host.engine);
     world.hasStartedOnce = true;
   }

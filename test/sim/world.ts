@@ -48,7 +48,10 @@ export class World {
   serving: Serving | null = null;
   /** Engines that a newer one has replaced, still alive. */
   readonly leftBehind: Serving[] = [];
-  /** Nodes that hold every acknowledged write, as the last serving engine had them. */
+  /**
+   * Nodes that hold everything that was acknowledged: whoever was RW at the last acknowledgement, and
+   * whoever has become RW since.
+   */
   trueMembers: Set<string>;
   /** A start is going on: whom it depends on is spared. */
   isStarting = false;
@@ -116,10 +119,19 @@ export class World {
 
   /** Call when membership may have changed, and before anything dies. */
   lookAround(): void {
+    for (const host of this.readableNow()) this.trueMembers.add(host);
+  }
+
+  /** Something was acknowledged by the serving engine: who is not RW does not have it. */
+  acknowledged(): void {
+    const readable = this.readableNow();
+    if (readable.length > 0) this.trueMembers = new Set(readable);
+  }
+
+  private readableNow(): string[] {
     const { serving } = this;
-    if (serving === null || !serving.host.process.isAlive) return;
-    const readable = this.checks.readable(serving.host.engine);
-    if (readable.length > 0) this.trueMembers = new Set(readable.map(({ host }) => host));
+    if (serving === null || !serving.host.process.isAlive) return [];
+    return this.checks.readable(serving.host.engine).map(({ host }) => host);
   }
 
   note(text: string): void {
