@@ -71,6 +71,10 @@ export async function checkSnapshot(
   const addresses = live.map(({ address }) => address).sort();
   return withContext(`failed to check snapshot ${name}`, async () => {
     const parent = await commonParent(connections, addresses, name);
+    // One that runs may be content with what is recorded, and starting another would be no news to it.
+    await onEach(addresses, (address) =>
+      connections.syncAgent(address).snapshotHashCancel({ snapshotName: name }),
+    );
     await hashOnReplicas(connections, live, name, true);
     const statuses = await onEach(addresses, (address) =>
       endedHash(connections, address, name, signal),

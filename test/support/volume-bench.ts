@@ -154,7 +154,12 @@ export class VolumeBench {
       const all = Object.values(statuses);
       const failed = all.find(({ error }) => error !== '');
       if (failed !== undefined) throw new Error(`a purge failed: ${failed.error}`);
-      if (all.every(({ isPurging }) => !isPurging)) return;
+      if (all.some(({ isPurging }) => isPurging)) continue;
+      const unfinished = all.find(
+        ({ progress, state }) => progress !== 100 || state !== 'complete',
+      );
+      if (unfinished === undefined) return;
+      throw new Error(`a purge ended at ${unfinished.progress} %, ${unfinished.state}`);
     }
   }
 
