@@ -74,7 +74,9 @@ export class Engine {
     const { membership } = group;
     this.keeper = new RosterKeeper({
       membership,
+      clock,
       log,
+      silenceMaxMs: () => group.silenceMaxMs(),
       failMember: (member, error) => group.fail(member, error),
     });
     this.volume = new Volume({
@@ -100,7 +102,7 @@ export class Engine {
       clock,
       log,
       mayForget: () =>
-        this.keeper.isSettled && !this.keeper.needsFork && !this.convergence.isRunning,
+        this.keeper.isStored && !this.keeper.needsFork && !this.convergence.isRunning,
     });
     this.expansion = new Expansion({
       group,
@@ -112,8 +114,12 @@ export class Engine {
     });
   }
 
-  /** True while a newer engine has the volume and this one serves nothing. */
-  isFenced = false;
+  /** Set when a newer engine has taken the volume: this one serves nothing any more. */
+  private fencedBy: StorageError | null = null;
+
+  get isFenced(): boolean {
+    return this.fencedBy !== null;
+  }
 
   get replicas(): readonly Member[] {
     return this.group.membership.all;
@@ -123,6 +129,7 @@ export class Engine {
   start(request: StartRequest): Promise<void> {
     return this.mutex.run(async () => {
       if (request.addresses.length === 0 || this.replicas.length > 0) return;
+      if (this.fencedBy !== null) throw this.fencedBy;
       const sizeBytes = await this.startVolume(request);
       this.log.info('volume.started', { sizeBytes, replicas: request.addresses });
       const { frontendName } = this.settings;
@@ -144,6 +151,9 @@ export class Engine {
       await group.closeAll();
       throw error;
     }
+    // The engine before this one has left it unflushed.
+    const whole = [{ beginOffset: 0, endOffset: started.sizeBytes }];
+    volume.written.noteAll(started.mayDiffer ?? whole);
     this.convergence.add(started.mayDiffer);
     if (keeper.needsFork) volume.noteMissed();
     this.checkpoints.start();
@@ -239,9 +249,10 @@ export class Engine {
   /** A newer engine has taken a replica: this one must not go on with the others. */
   private fenced(error: StorageError): void {
     if (this.isFenced) return;
-    this.isFenced = true;
+    this.fencedBy = error;
     this.log.error('engine.fenced', { error });
     this.volume.refuse(error);
+    this.keeper.fence(error);
     void this.checkpoints.stop();
     for (const member of this.group.membership.live) this.group.fail(member, error);
   }

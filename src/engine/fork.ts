@@ -44,7 +44,7 @@ export async function cutFork(parts: ForkParts): Promise<void> {
     log.info('fork.cut', { snapshot: name });
   } catch (error) {
     volume.takeMissed();
-    keeper.forkFailed();
+    await keeper.forkFailed();
     log.warn('fork.failed', { error: toStorageError(error) });
   }
 }

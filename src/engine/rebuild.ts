@@ -6,7 +6,7 @@ import type { SyncFileInfo } from '../api/generated/common.js';
 import type { Clock } from '../core/clock.js';
 import { StorageError, toStorageError } from '../core/errors.js';
 import { bigintToNumber } from '../core/units.js';
-import type { Member } from './membership.js';
+import type { Member, Membership } from './membership.js';
 import type { ReplicaInfo, ReplicaPort } from './ports.js';
 import type { ReplicaGroup } from './replica-group.js';
 import type { RosterKeeper } from './roster-keeper.js';
@@ -47,6 +47,8 @@ export async function addReplica(
     mayTakeOver: false,
   });
   try {
+    checkIsAnother(membership, port);
+    if (mode === 'WO') await parts.keeper.tellJoiner(port);
     await volume.withBarrier(async () => {
       if (port.sizeBytes !== volume.sizeBytes && membership.all.length > 0) {
         throw new StorageError(
@@ -63,6 +65,14 @@ export async function addReplica(
     if (membership.find(address) === undefined) group.closePort(port);
     throw error;
   }
+}
+
+/** A directory that was copied has the id of the original, whose place in the roster is not its own. */
+function checkIsAnother(membership: Membership, { address, replicaId }: ReplicaPort): void {
+  const same = membership.live.find(({ port }) => port?.replicaId === replicaId);
+  if (same === undefined) return;
+  const text = `${address} is a copy of ${same.address} with the same id; delete its volume.roster`;
+  throw new StorageError('INVALID_STATE', text);
 }
 
 function cutRebuildSnapshot(parts: RebuildParts, port: ReplicaPort): Promise<void> {
@@ -82,8 +92,7 @@ function cutRebuildSnapshot(parts: RebuildParts, port: ReplicaPort): Promise<voi
 export async function promote(parts: RebuildParts, member: Member): Promise<void> {
   const { group, keeper } = parts;
   if (member.port !== null) await group.flush(member.port);
-  await keeper.admit(member);
-  group.promote(member);
+  await keeper.admit(member, () => group.promote(member));
 }
 
 function writeOnlyMember(

@@ -167,7 +167,7 @@ export class ReplicaGroup {
   }
 
   /** The last readable replica gets twice the time: giving it up means giving up the volume. */
-  private silenceMaxMs(): number {
+  silenceMaxMs(): number {
     const { replicaTimeoutMs } = this.options;
     return this.membership.readable.length > 1 ? replicaTimeoutMs : 2 * replicaTimeoutMs;
   }

@@ -3,11 +3,13 @@
 // here. A member that cannot store a roster leaves as well. See docs/adr/0007-roster.md.
 
 import { coarsenRanges, uniteRanges, type ByteRange } from '../core/byte-ranges.js';
+import { type Clock, sleepMs } from '../core/clock.js';
 import { StorageError, toStorageError } from '../core/errors.js';
 import { ROSTER_ABSENT_MAX, ROSTER_RANGES_MAX } from '../core/limits.js';
 import type { Logger } from '../core/log.js';
 import type { AbsentReplica, Roster } from '../core/roster.js';
 import type { Member, Membership } from './membership.js';
+import type { ReplicaPort } from './ports.js';
 
 /** Waits for the roster to be stored; error when no member is left that could. */
 export interface RosterWaiter {
@@ -22,7 +24,10 @@ export interface Missing {
 
 export interface RosterKeeperOptions {
   readonly membership: Membership;
+  readonly clock: Clock;
   readonly log: Logger;
+  /** How long a member may take to store a roster, as for its data. */
+  readonly silenceMaxMs: () => number;
   /** Moves a member that cannot store the roster to ERR. */
   readonly failMember: (member: Member, error: StorageError) => void;
 }
@@ -42,7 +47,11 @@ export class RosterKeeper {
   /** While set, who leaves is to be compared as a whole when it returns. */
   private keepsNoEntries = false;
   private storing: Promise<void> | null = null;
+  /** As all members have it. */
+  private stored: Roster | null = null;
   private waiters: RosterWaiter[] = [];
+  /** Set when a newer engine has the volume. */
+  private fencedBy: StorageError | null = null;
 
   constructor(options: RosterKeeperOptions) {
     this.options = options;
@@ -57,6 +66,11 @@ export class RosterKeeper {
     return this.absent;
   }
 
+  /** False while the members have not all stored what changed last. */
+  get isStored(): boolean {
+    return this.isSettled && this.storing === null;
+  }
+
   /** True when an absent replica has no fork yet. */
   get needsFork(): boolean {
     return this.absent.some(({ forkDisk }) => forkDisk === '');
@@ -68,7 +82,16 @@ export class RosterKeeper {
     this.number = 0;
     this.absent = [];
     this.joining = null;
+    this.stored = null;
     this.isSettled = true;
+  }
+
+  /** From now on nothing is stored: who is in step is for the newer engine to say. */
+  fence(error: StorageError): void {
+    this.fencedBy = error;
+    this.isSettled = false;
+    this.markChanged();
+    for (const waiter of this.waiters.splice(0)) waiter.rosterSettled(error);
   }
 
   /** Stores the first roster of a started volume. @throws NO_BACKEND when no member could store it. */
@@ -83,7 +106,17 @@ export class RosterKeeper {
   }
 
   wait(waiter: RosterWaiter): void {
-    this.waiters.push(waiter);
+    if (this.fencedBy !== null) waiter.rosterSettled(this.fencedBy);
+    else this.waiters.push(waiter);
+  }
+
+  /**
+   * A replica that will be filled learns first that it is no member, so that nobody takes it for
+   * one when it is found half filled and alone. @throws what storing fails with.
+   */
+  async tellJoiner(port: ReplicaPort): Promise<void> {
+    await this.storing;
+    if (port.keepsRoster && this.stored !== null) await port.control.setRoster(this.stored);
   }
 
   /**
@@ -131,16 +164,22 @@ export class RosterKeeper {
     }
   }
 
-  /** No fork could be cut: who has none comes back by comparing. */
-  forkFailed(): void {
+  /**
+   * No fork could be cut: who has none comes back by comparing. That must be stored: an entry without
+   * a fork says that the write intents still hold everything since it left.
+   */
+  async forkFailed(): Promise<void> {
     this.absent = this.absent.filter(({ forkDisk }) => forkDisk !== '');
+    this.markChanged();
+    await this.store();
   }
 
   /**
-   * Stores a roster with the WO replica as a member, on it too. The caller holds the barrier and
-   * makes it RW afterwards. @throws INVALID_STATE when it left meanwhile; NO_BACKEND.
+   * Stores a roster with the WO replica as a member, on it too. The caller holds the barrier.
+   * @param promote makes it RW; called when all have stored it, before anything else can happen.
+   * @throws INVALID_STATE when it left meanwhile; NO_BACKEND.
    */
-  async admit(member: Member): Promise<void> {
+  async admit(member: Member, promote: () => void): Promise<void> {
     this.joining = member;
     const memberCount = this.options.membership.readable.length + 1;
     const replicaId = member.port?.replicaId;
@@ -155,6 +194,7 @@ export class RosterKeeper {
       throw new StorageError('INVALID_STATE', `replica ${member.address} left while it joined`);
     }
     this.joining = null;
+    promote();
   }
 
   /** A replica was added as RW, as the first one or at somebody's word. @throws NO_BACKEND. */
@@ -178,6 +218,7 @@ export class RosterKeeper {
     if (isClean) await this.storing;
     this.markChanged();
     await this.store(isClean);
+    if (this.fencedBy !== null) throw this.fencedBy;
     // A replica that joins has stored it, or it would not be joining any more.
     if (this.options.membership.readable.length > 0 || this.joining !== null) return;
     throw new StorageError('NO_BACKEND', 'no replica could store who is in step');
@@ -185,12 +226,13 @@ export class RosterKeeper {
 
   /** Ends when the members as they are then have stored the roster. */
   private store(isClean = false): Promise<void> {
+    if (this.fencedBy !== null) return Promise.resolve();
     this.storing ??= this.storeUntilStable(isClean);
     return this.storing;
   }
 
   private async storeUntilStable(isClean: boolean): Promise<void> {
-    for (;;) {
+    while (this.fencedBy === null) {
       const { revision } = this;
       const { readable } = this.options.membership;
       const roster = this.next(isClean);
@@ -198,7 +240,6 @@ export class RosterKeeper {
       const whenChanged = new Promise<void>((resolve) => {
         this.changed = resolve;
       });
-      // A member that hangs is given up by its own connection; nobody waits for it longer than that.
       await Promise.race([
         Promise.all(targets.map((member) => this.storeOn(member, roster))),
         whenChanged,
@@ -207,10 +248,12 @@ export class RosterKeeper {
       // Together with the comparison: whoever leaves from here on starts another round.
       this.changed = null;
       this.storing = null;
+      this.stored = roster;
       if (readable.length > 0) this.tellOthers(roster);
       this.settle();
       return;
     }
+    this.storing = null;
   }
 
   private next(isClean: boolean): Roster {
@@ -225,13 +268,36 @@ export class RosterKeeper {
     const { port } = member;
     if (port === null || !port.keepsRoster) return;
     try {
-      await port.control.setRoster(roster);
-    } catch (error) {
+      await this.inTime(port.control.setRoster(roster), member);
+    } catch (thrown) {
+      const error = toStorageError(thrown);
+      if (error.code === 'NO_SPACE' && roster.absent.length > 0) {
+        // A small one has its space already, and dropping entries is always safe.
+        if (roster.number < this.number) return;
+        this.absent = [];
+        this.markChanged();
+        return;
+      }
       if (member === this.joining) {
         this.joining = null;
         this.markChanged();
       }
-      this.options.failMember(member, toStorageError(error));
+      this.options.failMember(member, error);
+    }
+  }
+
+  /** A replica may answer pings, and have no data in flight, while it cannot store anything. */
+  private async inTime(stored: Promise<void>, { address }: Member): Promise<void> {
+    const { clock, silenceMaxMs } = this.options;
+    const answered = new AbortController();
+    const { signal } = answered;
+    const late = sleepMs(clock, silenceMaxMs(), signal).then(() => {
+      if (!signal.aborted) throw new StorageError('TIMEOUT', `${address}: storing the roster`);
+    });
+    try {
+      await Promise.race([stored, late]);
+    } finally {
+      answered.abort();
     }
   }
 

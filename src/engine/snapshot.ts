@@ -7,7 +7,7 @@ import { CHAIN_LAYERS_MAX } from '../core/limits.js';
 import { checkSnapshotName } from '../core/snapshot-name.js';
 import type { FrontendPort } from './frontend-port.js';
 import type { ReplicaInfo, ReplicaPort, SnapshotRecord } from './ports.js';
-import type { ReplicaGroup } from './replica-group.js';
+import type { MemberResult, ReplicaGroup } from './replica-group.js';
 import type { EngineSettings } from './settings.js';
 import type { Volume } from './volume.js';
 
@@ -66,7 +66,13 @@ export async function cutSnapshot(
 ): Promise<void> {
   const results = await group.onLive((port) => port.control.snapshot(record));
   const existing = results.find((result) => result.error?.code === 'ALREADY_EXISTS');
-  if (existing?.error) throw existing.error;
+  if (existing?.error) {
+    // One that is being rebuilt may lack the layer of that name, and have cut another one.
+    const alone = ({ member, error }: MemberResult): boolean =>
+      error === null && member.mode === 'WO';
+    for (const { member } of results.filter(alone)) group.fail(member, existing.error);
+    throw existing.error;
+  }
   group.settle(results);
   if (group.membership.readable.length === 0) {
     throw new StorageError('NO_BACKEND', 'no backend available');

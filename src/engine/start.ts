@@ -71,7 +71,7 @@ export async function probeReplicas(
 /**
  * Adds the replicas to the group.
  * @param probed what they said before; one that cannot be opened still tells who is in step.
- * @throws NO_BACKEND, INVALID_ARGUMENT, INVALID_STATE.
+ * @throws NO_BACKEND, INVALID_ARGUMENT, INVALID_STATE; FENCED when one serves a newer engine.
  */
 export async function startReplicas(
   parts: StartParts,
@@ -83,6 +83,10 @@ export async function startReplicas(
   checkDuplicates(request.addresses);
   const { connected, rejected } = await connectAll(parts, request, engineGeneration);
   try {
+    // A newer engine starts the volume at the same time; it might not reach those that we have.
+    const fenced = rejected.find(({ error }) => error.code === 'FENCED');
+    if (fenced !== undefined) throw fenced.error;
+    checkIds(connected);
     const unopened = probed.filter(
       ({ address }) => !connected.some((replica) => replica.address === address),
     );
@@ -101,7 +105,11 @@ export async function startReplicas(
     await equaliseCounters(trusted);
     addMembers(group, request.addresses, trusted, rejected);
     const ids = trusted.map(({ port }) => port.replicaId);
-    const absent = roster === null ? [] : absentAtStart(roster, ids, intents);
+    // What stands on another branch has nothing in common with a fork of this one.
+    const diverged = selected.trusted.filter((replica) => !trusted.includes(replica));
+    const absent = (roster === null ? [] : absentAtStart(roster, ids, intents)).filter(
+      ({ replicaId }) => !diverged.some(({ port }) => port.replicaId === replicaId),
+    );
     const mayDiffer = roster?.isClean === true ? [] : intents;
     return { sizeBytes: volumeBytes, absent, mayDiffer };
   } catch (error) {
@@ -222,6 +230,16 @@ function checkDuplicates(addresses: readonly string[]): void {
   throw new StorageError('INVALID_ARGUMENT', text);
 }
 
+/** A directory that was copied has the id of the original, and only one of them is a member. */
+function checkIds(connected: readonly Connected[]): void {
+  for (const [index, { address, port }] of connected.entries()) {
+    const same = connected.slice(0, index).find((other) => other.port.replicaId === port.replicaId);
+    if (same === undefined) continue;
+    const text = `replicas ${same.address} and ${address} are copies of one another with the same id; start with only one of them`;
+    throw new StorageError('INVALID_STATE', text);
+  }
+}
+
 async function lookAt(
   group: ReplicaGroup,
   settings: EngineSettings,
@@ -273,7 +291,9 @@ function selectTrusted(
     return fits;
   });
   if (settings.isUpgrade) return { trusted: candidates, volumeBytes };
-  const behind = behindByRevision(candidates, settings.revisionCounterDisabled, roster !== null);
+  // A member that keeps no roster may have been the only one left, and could not be told.
+  const allKnow = roster !== null && candidates.every(({ port }) => port.keepsRoster);
+  const behind = behindByRevision(candidates, settings.revisionCounterDisabled, allKnow);
   candidates = candidates.filter((replica) => {
     if (!behind.includes(replica.address)) return true;
     reject(rejected, replica, 'its revision counter is behind or kept differently');

@@ -63,7 +63,7 @@ export class Volume implements BlockDevice, ConvergedVolume, OperationHost {
   /** Writes past the barrier: from admission until they are answered. */
   private readonly active = new Set<VolumeOperation>();
   /** Written since the flush that is known to have covered everything. */
-  private readonly written = new WrittenRanges();
+  readonly written = new WrittenRanges();
   /** The flush that covers the previous generation of `written`. */
   private coveringFlush: VolumeOperation | null = null;
   /** Written while an absent replica has no fork yet. */

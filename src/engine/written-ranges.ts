@@ -27,6 +27,11 @@ export class WrittenRanges {
     }
   }
 
+  noteAll(ranges: readonly ByteRange[]): void {
+    for (const { beginOffset, endOffset } of ranges)
+      this.note(beginOffset, endOffset - beginOffset);
+  }
+
   /** A flush begins: what it covers is kept apart until it has succeeded. */
   rotate(): void {
     const older = this.previous;
