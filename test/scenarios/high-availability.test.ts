@@ -22,14 +22,16 @@ async function untilModes(bench: VolumeBench, modes: string[]): Promise<void> {
 
 async function expand(bench: VolumeBench, sizeBytes: number): Promise<{ error: string }> {
   await bench.ok('expand', '--size', String(sizeBytes));
-  for (;;) {
-    const volume = await bench.json<{
-      isExpanding: boolean;
-      lastExpansionError: string;
-      lastExpansionFailedAt: string;
-    }>('info');
-    if (!volume.isExpanding) return { error: volume.lastExpansionError };
+  interface Volume {
+    readonly isExpanding: boolean;
+    readonly lastExpansionError: string;
   }
+  let volume = await bench.json<Volume>('info');
+  await waitUntil('the expansion ended', async () => {
+    volume = await bench.json<Volume>('info');
+    return !volume.isExpanding;
+  });
+  return { error: volume.lastExpansionError };
 }
 
 /** The same files with the same content, side branches included. */
@@ -213,6 +215,20 @@ t.test('replicas with revision counters and a backing file', async (t) => {
     await restart(bench, [r2]);
     t.ok(await bench.holds(), 'what was rebuilt, over the backing file');
     await bench.add(r1);
+  });
+
+  // Longhorn salvages one and rebuilds the rest; here all members are trusted and made alike.
+  await t.test('#68 #132 after a crash of everything all members are there again', async (t) => {
+    await writeTimes(20, 7);
+    await (await bench.client()).flush();
+    await bench.stack.kill();
+    bench.detach();
+    await Promise.all([r1, r2].map((slot) => bench.stack.startReplica(slot)));
+    await bench.stack.startEngine([r1, r2], ['--salvageRequested']);
+    t.same(await bench.modes(), ['RW', 'RW']);
+    t.ok(await bench.holds());
+    await restart(bench, [r1, r2]);
+    await areAlike(t, bench, [r1, r2]);
   });
 
   // In Longhorn the counter alone says so. Here the roster does too: without counters it is the same.

@@ -5,7 +5,7 @@ import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { fioRefusal, startFio } from '../support/fio.js';
-import { allocatedAtLeast } from '../support/replica-state.js';
+import { allocatedAtLeast, waitUntil } from '../support/replica-state.js';
 import { SECTOR, VolumeBench } from '../support/volume-bench.js';
 
 const MIB = 1024 * 1024;
@@ -66,7 +66,9 @@ for (const withBacking of [false, true]) {
     for (const name of ['b2', 's2', 'c1']) await revert(name);
 
     await bench.ok('expand', '--size', String(2 * SIZE));
-    while ((await bench.json<{ size: number }>('info')).size !== 2 * SIZE);
+    await waitUntil('it is expanded', async () => {
+      return (await bench.json<{ size: number }>('info')).size === 2 * SIZE;
+    });
     bench.detach();
     bench.model = Buffer.concat([bench.model], 2 * SIZE);
     t.ok(await bench.holds(), 'what is new reads zero');
@@ -193,14 +195,14 @@ t.test(
   async (t) => {
     const bench = await VolumeBench.start(t, { replicas: 2, sizeBytes: 32 * MIB });
     const { stack } = bench;
-    const flags = ['--rw=randwrite', '--bs=4k', '--size=32m', '--io_size=48m', '--rate_iops=3000'];
+    const flags = ['--rw=randwrite', '--bs=4k', '--size=32m', '--io_size=24m', '--rate_iops=2500'];
     const verify = ['--verify=crc32c', '--verify_fatal=1', '--randseed=3', '--verify_backlog=512'];
     const fio = startFio(stack.nbdUri, stack.directory, [...flags, ...verify]);
     let isRunning = true;
     void fio.finished.then(() => (isRunning = false));
     await allocatedAtLeast(bench.slot(0), MIB);
     let rounds = 0;
-    while (isRunning && rounds < 20) {
+    while (isRunning && rounds < 9) {
       await bench.ok('snapshots', 'create', `busy${rounds}`);
       if (rounds >= 2) await bench.purge(`busy${rounds - 2}`);
       if (rounds % 3 === 2) await bench.purge(`busy${rounds - 1}`, `busy${rounds}`);

@@ -10,6 +10,7 @@ import { Connections } from '../../src/client/connections.js';
 import { realClock } from '../../src/core/clock-real.js';
 import { type CliResult, CliWorker } from './cli.js';
 import { NbdVolume } from './nbd-volume.js';
+import { waitUntil } from './replica-state.js';
 import { ProcessStack, type ReplicaSlot, type StackOptions } from './process-stack.js';
 
 export const SECTOR = 4096;
@@ -149,17 +150,14 @@ export class VolumeBench {
   async purge(...names: string[]): Promise<void> {
     await this.ok('snapshots', 'rm', ...names);
     await this.ok('snapshots', 'purge');
-    for (;;) {
-      const statuses = await this.json<Record<string, PurgeState>>('snapshots', 'purge-status');
-      const all = Object.values(statuses);
-      const failed = all.find(({ error }) => error !== '');
-      if (failed !== undefined) throw new Error(`a purge failed: ${failed.error}`);
-      if (all.some(({ isPurging }) => isPurging)) continue;
-      const unfinished = all.find(
-        ({ progress, state }) => progress !== 100 || state !== 'complete',
-      );
-      if (unfinished === undefined) return;
-      throw new Error(`a purge ended at ${unfinished.progress} %, ${unfinished.state}`);
+    let all: PurgeState[] = [];
+    await waitUntil('no replica purges', async () => {
+      all = Object.values(await this.json<Record<string, PurgeState>>('snapshots', 'purge-status'));
+      return all.every(({ isPurging }) => !isPurging);
+    });
+    for (const { error, progress, state } of all) {
+      if (error === '' && progress === 100 && state === 'complete') continue;
+      throw new Error(`a purge ended at ${progress} %, ${state}: ${error}`);
     }
   }
 
