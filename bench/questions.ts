@@ -33,6 +33,8 @@ export interface Question {
 /** Loaded when asked, so that one question's needs do not burden another. */
 const QUESTIONS: Readonly<Record<string, () => Promise<Question>>> = {
   membership: async () => (await import('./membership.js')).membership,
+  chain: async () => (await import('./snapshot-chain.js')).chain,
+  'snapshot-pause': async () => (await import('./snapshot-pause.js')).snapshotPause,
 };
 
 export const QUESTION_NAMES: readonly string[] = Object.keys(QUESTIONS);

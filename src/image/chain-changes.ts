@@ -49,21 +49,52 @@ export async function takeSnapshot(state: ChainState, snapshot: NewSnapshot): Pr
   const oldHead = findDisk(state, state.meta.head);
   const frozen = { ...oldHead, ...snapshotFields(snapshot), name: diskName };
   const newHead = headRecord(nextHeadName(oldHead.name), diskName, snapshot.created);
-  // Most of what is not durable yet becomes so while requests still run.
-  await state.io.syncLayer(state.io.stack.head);
-  const file = await createHead(state.store, newHead, snapshot.sizeBytes);
+  const file = await prepareSnapshot(state, oldHead.name, frozen, newHead, snapshot.sizeBytes);
   try {
-    await linkSnapshot(state.store, oldHead.name, frozen);
     await commitSnapshot(state, frozen, newHead, file, snapshot.sizeBytes);
   } catch (error) {
     await file.close();
-    throw await undo(state, error, async () => {
-      await removeHeadFiles(state.store, newHead.name);
-      await unlinkSnapshot(state.store, diskName);
-    });
+    throw await undo(state, error, () => removeNewFiles(state, newHead.name, diskName));
   }
   state.log.info('image.snapshot.created', { diskName, head: newHead.name });
   await removeOldHead(state, oldHead.name);
+}
+
+/**
+ * Makes the new head, and the snapshot as a second name of the old one, while requests still run.
+ * All of it side by side, because the engine may hold its clients' writes back meanwhile: the syncs
+ * share the file system's journal, and volume.meta does not name any of the files yet.
+ */
+async function prepareSnapshot(
+  state: ChainState,
+  oldHeadName: string,
+  frozen: DiskRecord,
+  newHead: DiskRecord,
+  sizeBytes: number,
+): Promise<DiskFile> {
+  const [head, linked, synced] = await Promise.allSettled([
+    createHead(state.store, newHead, sizeBytes),
+    linkSnapshot(state.store, oldHeadName, frozen),
+    // Most of what is not durable yet becomes so before requests stop.
+    state.io.syncLayer(state.io.stack.head),
+  ]);
+  const failed = [head, linked, synced].find((step) => step.status === 'rejected');
+  if (head.status === 'fulfilled' && failed === undefined) return head.value;
+  if (head.status === 'fulfilled') await head.value.close();
+  // A head that could not be made has cleared up after itself; one that was there is not ours.
+  throw await takeBack(state, failed?.reason, async () => {
+    if (head.status === 'fulfilled') await removeHeadFiles(state.store, newHead.name);
+    await unlinkSnapshot(state.store, frozen.name);
+  });
+}
+
+async function removeNewFiles(
+  state: ChainState,
+  headName: string,
+  diskName: string,
+): Promise<void> {
+  await removeHeadFiles(state.store, headName);
+  await unlinkSnapshot(state.store, diskName);
 }
 
 function snapshotFields(
@@ -122,18 +153,28 @@ export function writeOpenMeta(state: ChainState, meta: VolumeMeta): Promise<void
   return state.store.writeVolume({ ...meta, dirty: true });
 }
 
-/** Takes a failed change back. The error tells whether that worked. */
-async function undo(
+/** Takes a failed commit back. The error tells whether that worked. */
+function undo(
   state: ChainState,
   cause: unknown,
-  removeNewFiles: () => Promise<void>,
+  removeFiles: () => Promise<void>,
 ): Promise<StorageError> {
-  const error = toStorageError(cause);
-  try {
+  return takeBack(state, cause, async () => {
     // The commit may have reached the disk although it failed: volume.meta must name the old head
     // before the new one's files go.
     await writeOpenMeta(state, state.meta);
-    await removeNewFiles();
+    await removeFiles();
+  });
+}
+
+async function takeBack(
+  state: ChainState,
+  cause: unknown,
+  steps: () => Promise<void>,
+): Promise<StorageError> {
+  const error = toStorageError(cause);
+  try {
+    await steps();
   } catch (undoError) {
     const rollbackMessage = toStorageError(undoError).message;
     // Memory and directory may differ now; only a fresh open can tell which chain is the one.

@@ -7,6 +7,7 @@ import { StorageError, toStorageError } from '../core/errors.js';
 import { RangeLock, type RangeHolder } from '../core/range-lock.js';
 import type { Slab } from '../core/slab.js';
 import type { DiskFile, DiskQueue } from '../disk/disk.js';
+import { IndexPrefill } from './index-prefill.js';
 import type { Layer, LayerStack } from './layer-stack.js';
 import type { RevisionCounter } from './revision-counter.js';
 import { ScratchBuffers } from './scratch.js';
@@ -36,6 +37,7 @@ export class ChainIo {
   refusal: StorageError | null = null;
   /** Set when an fdatasync failed: the kernel may have dropped dirty pages, so no later one counts. */
   syncFailure: StorageError | null = null;
+  private readonly prefill = new IndexPrefill(this);
 
   constructor(
     directory: string,
@@ -66,6 +68,12 @@ export class ChainIo {
       return new StorageError('READ_ONLY', 'the image chain is open for reading only');
     }
     return null;
+  }
+
+  /** Loads the owners of a range that the caller holds, and begins to load the others. */
+  loadOwners(beginSector: number, endSector: number): Promise<void> {
+    this.prefill.start();
+    return this.stack.index.load(beginSector, endSector);
   }
 
   /** A second handle to a frozen layer's file, which is otherwise open for reading only. */

@@ -3,6 +3,7 @@
 // snapshot behind the head what the head hides. Both go range by range, and each range is held
 // against trims and writes meanwhile, because those change what hides what.
 
+import type { ByteRange } from '../core/byte-ranges.js';
 import { StorageError } from '../core/errors.js';
 import { NO_BUFFER, type Slab } from '../core/slab.js';
 import { alignDown, alignUp, MIB, SECTOR_BYTES } from '../core/units.js';
@@ -13,8 +14,10 @@ import { diskError } from './disk-errors.js';
 import { clearSectors, runDisk, writeSectors } from './disk-work.js';
 import { visitExtents, type Layer } from './layer-stack.js';
 
-/** Bytes copied at a time: one slab buffer. */
-const COPY_BYTES = MIB;
+/** Pieces copied side by side: small extents would otherwise each wait for the disk twice in turn. */
+const WORKERS_MAX = 8;
+/** Bytes of one piece: one slab buffer for each worker, 1 MiB in all. */
+const COPY_BYTES = MIB / WORKERS_MAX;
 /** Range of the volume that one prune step looks at. */
 const PRUNE_BYTES = 64 * MIB;
 
@@ -34,6 +37,17 @@ async function takeBuffer(slab: Slab, lengthBytes: number): Promise<number> {
   }
 }
 
+/** At least one buffer; more only while the slab has them to spare. */
+async function takeBuffers(slab: Slab): Promise<number[]> {
+  const buffers = [await takeBuffer(slab, COPY_BYTES)];
+  while (buffers.length < WORKERS_MAX) {
+    const bufferOffset = slab.allocate(COPY_BYTES);
+    if (bufferOffset === NO_BUFFER) break;
+    buffers.push(bufferOffset);
+  }
+  return buffers;
+}
+
 export class Coalescer {
   private readonly io: ChainIo;
   private readonly parent: DiskFile;
@@ -41,6 +55,8 @@ export class Coalescer {
   private readonly parentIsLowest: boolean;
   private readonly options: WorkOptions;
   private doneBytes = 0;
+  /** A worker failed: the others stop at their next piece. */
+  private hasFailed = false;
 
   /**
    * @param parent open for writing.
@@ -73,14 +89,14 @@ export class Coalescer {
     }
     if (parentBytes < child.imageBytes) await this.parent.truncate(child.imageBytes);
     const totalBytes = await child.file.allocatedBytes();
-    const buffer = await takeBuffer(this.io.slab, COPY_BYTES);
+    const buffers = await takeBuffers(this.io.slab);
     try {
       for (let begin = 0; begin < child.imageBytes; begin += PRUNE_BYTES) {
         const end = Math.min(child.imageBytes, begin + PRUNE_BYTES);
-        await this.copyExtents(begin, end, buffer, totalBytes);
+        await this.copyExtents(begin, end, buffers, totalBytes);
       }
     } finally {
-      this.io.slab.release(buffer);
+      for (const buffer of buffers) this.io.slab.release(buffer);
     }
     await this.parent.sync();
     this.options.onProgress?.(totalBytes, totalBytes);
@@ -89,21 +105,42 @@ export class Coalescer {
   private async copyExtents(
     begin: number,
     end: number,
+    buffers: readonly number[],
+    totalBytes: number,
+  ): Promise<void> {
+    const pieces: ByteRange[] = [];
+    await visitExtents(this.child, begin, end, (from, to) => {
+      const last = alignUp(to, SECTOR_BYTES);
+      for (let offset = alignDown(from, SECTOR_BYTES); offset < last; offset += COPY_BYTES) {
+        pieces.push({ beginOffset: offset, endOffset: Math.min(last, offset + COPY_BYTES) });
+      }
+    });
+    const remaining = pieces.values();
+    const workers = buffers.map((buffer) => this.copyPieces(remaining, buffer, totalBytes));
+    // All of them: the buffers are in use until the last one has ended.
+    const results = await Promise.allSettled(workers);
+    for (const result of results) if (result.status === 'rejected') throw result.reason;
+  }
+
+  /** One worker: takes pieces until none is left. */
+  private async copyPieces(
+    remaining: Iterator<ByteRange>,
     buffer: number,
     totalBytes: number,
   ): Promise<void> {
-    const extents: [number, number][] = [];
-    await visitExtents(this.child, begin, end, (from, to) => {
-      extents.push([alignDown(from, SECTOR_BYTES), alignUp(to, SECTOR_BYTES)]);
-    });
-    for (const [from, to] of extents) {
-      for (let offset = from; offset < to; offset += COPY_BYTES) {
-        checkGoesOn(this.io, this.options);
-        const lengthBytes = Math.min(COPY_BYTES, to - offset);
-        await this.copyRange(offset, lengthBytes, buffer);
-        this.doneBytes += lengthBytes;
-        this.options.onProgress?.(Math.min(this.doneBytes, totalBytes), totalBytes);
+    for (;;) {
+      checkGoesOn(this.io, this.options);
+      const next = remaining.next();
+      if (next.done === true || this.hasFailed) return;
+      const { beginOffset, endOffset } = next.value;
+      try {
+        await this.copyRange(beginOffset, endOffset - beginOffset, buffer);
+      } catch (error) {
+        this.hasFailed = true;
+        throw error;
       }
+      this.doneBytes += endOffset - beginOffset;
+      this.options.onProgress?.(Math.min(this.doneBytes, totalBytes), totalBytes);
     }
   }
 

@@ -37,7 +37,7 @@ export class ExtentsOperation implements RangeHolder {
   granted(): void {
     const firstSector = Math.floor(this.request.offsetBytes / SECTOR_BYTES);
     const endSector = Math.ceil(this.endOffset / SECTOR_BYTES);
-    this.io.stack.index.load(firstSector, endSector).then(
+    this.io.loadOwners(firstSector, endSector).then(
       () => {
         this.fill(firstSector, endSector);
         this.finish(null);

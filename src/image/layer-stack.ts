@@ -9,6 +9,8 @@ import { OWNER_MAX, OwnerIndex, type ExtentSource } from './owner-index.js';
 
 /** Extents asked for at a time. */
 const EXTENT_BATCH = 1024;
+/** Layers asked side by side for their extents; what they answer is kept until all have. */
+const SCAN_LAYERS = 8;
 
 export interface Layer {
   /** Disk name, or the path of a backing file. */
@@ -44,6 +46,13 @@ export async function visitExtents(
     if (extents.length < EXTENT_BATCH) return;
     begin = (extents.at(-1) as { endOffset: number }).endOffset;
   }
+}
+
+/** The data of a layer within a range: begin, end, begin, end … */
+async function rangesOf(layer: Layer, beginOffset: number, endOffset: number): Promise<number[]> {
+  const edges: number[] = [];
+  await visitExtents(layer, beginOffset, endOffset, (begin, end) => edges.push(begin, end));
+  return edges;
 }
 
 export class LayerStack implements ExtentSource {
@@ -128,9 +137,17 @@ export class LayerStack implements ExtentSource {
     endOffset: number,
     found: (owner: number, beginOffset: number, endOffset: number) => void,
   ): Promise<void> {
-    for (const layer of this.layers) {
-      const id = layer === this.head ? this.currentHeadId : this.byId.indexOf(layer);
-      await visitExtents(layer, beginOffset, endOffset, (begin, end) => found(id, begin, end));
+    const { layers } = this;
+    for (let first = 0; first < layers.length; first += SCAN_LAYERS) {
+      const some = layers.slice(first, first + SCAN_LAYERS);
+      const ranges = await Promise.all(some.map((l) => rangesOf(l, beginOffset, endOffset)));
+      some.forEach((layer, i) => {
+        const id = layer === this.head ? this.currentHeadId : this.byId.indexOf(layer);
+        const edges = ranges[i] as number[];
+        for (let edge = 0; edge < edges.length; edge += 2) {
+          found(id, edges[edge] as number, edges[edge + 1] as number);
+        }
+      });
     }
   }
 

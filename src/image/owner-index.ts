@@ -54,6 +54,15 @@ export class OwnerIndex {
     }
   }
 
+  /** The first range of sectors from `sector` on that is not loaded, one page at most; or null. */
+  firstUnloaded(sector: number): { beginSector: number; endSector: number } | null {
+    const from = Math.floor(sector / PAGE_SECTORS);
+    const index = this.pages.findIndex((page, i) => i >= from && page === undefined);
+    if (index < 0) return null;
+    const beginSector = index * PAGE_SECTORS;
+    return { beginSector, endSector: Math.min(this.sectorCount, beginSector + PAGE_SECTORS) };
+  }
+
   /** Owner of a loaded sector. */
   ownerAt(sector: number): number {
     const page = this.pages[Math.floor(sector / PAGE_SECTORS)];

@@ -40,7 +40,7 @@ export class ReadOperation implements RangeHolder, SectorReaderOwner, ScratchTak
     const endSector = this.endOffset / SECTOR_BYTES;
     if (index.isLoaded(beginSector, endSector)) this.read();
     else
-      index.load(beginSector, endSector).then(
+      this.io.loadOwners(beginSector, endSector).then(
         () => this.read(),
         (e) => this.finish(toStorageError(e)),
       );

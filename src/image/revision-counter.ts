@@ -41,10 +41,15 @@ export class RevisionCounter implements DiskRequest {
       throw new StorageError('LIMIT_EXCEEDED', 'no buffer is free for the revision counter');
     }
     const counter = new RevisionCounter(disk, file, bufferOffset, value ?? 0);
-    if (value === null) {
-      await counter.set(0);
-      await file.sync();
-      await disk.syncDirectory(directory);
+    try {
+      if (value === null) {
+        await counter.set(0);
+        await file.sync();
+        await disk.syncDirectory(directory);
+      }
+    } catch (error) {
+      await counter.close();
+      throw error;
     }
     return counter;
   }

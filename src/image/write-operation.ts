@@ -65,7 +65,7 @@ export class WriteOperation
     this.pendingCount = 1;
     if (index.isLoaded(beginSector, endSector)) this.write();
     else
-      index.load(beginSector, endSector).then(
+      this.io.loadOwners(beginSector, endSector).then(
         () => this.write(),
         (e) => this.fail(toStorageError(e)),
       );
