@@ -15,6 +15,7 @@ interface AddFlags {
   readonly fastSync: boolean;
   readonly fileSyncHttpClientTimeout: number;
   readonly grpcTimeoutSeconds: number;
+  readonly bandwidthLimit: number;
   readonly quiet: boolean;
 }
 
@@ -91,6 +92,7 @@ export async function add(address: string, flags: AddFlags, command: Command): P
           isRestore: flags.restore,
           httpTimeoutSeconds: flags.fileSyncHttpClientTimeout,
           deadlineSeconds: flags.grpcTimeoutSeconds,
+          bytesPerSecondMax: flags.bandwidthLimit,
         },
         { signal, onProgress: (step) => progress.show(step) },
       ),

@@ -10,7 +10,7 @@ const STEP_TEXT = {
   check: 'checking volume and replica',
   start: 'starting the volume',
   expand: 'expanding it to the size of the volume',
-  clear: 'clearing the flag of an earlier rebuild',
+  mark: 'marking it as incomplete',
   join: 'taking a snapshot and letting it receive writes',
   prepare: 'listing the files to copy',
   sync: 'copying',

@@ -75,6 +75,12 @@ function registerAdd(program: Command): void {
       wholeNumber,
       0,
     )
+    .option(
+      '--bandwidth-limit <size>',
+      'copy at most so many bytes a second, like 100m; 0 is no limit',
+      sizeBytes,
+      0,
+    )
     .option(REPLICA_NAME_OPTION, REPLICA_NAME_TEXT, '')
     .option('--quiet', 'print no progress', false)
     .addHelpText(

@@ -10,6 +10,7 @@ import { sleepMs } from '../core/clock.js';
 import { StorageError } from '../core/errors.js';
 import { LONG_CALL_DEADLINE_MS } from '../rpc/client.js';
 import { storageErrorOfRpc } from '../rpc/error-map.js';
+import { forkOf, standOnFork } from './rebuild-fork.js';
 import { type Connections, parseReplicaUrl, withContext } from './connections.js';
 import { getReplica, listReplicas, removeReplica, verifyRebuild } from './replicas.js';
 
@@ -24,7 +25,7 @@ export type RebuildStep =
   | 'check' // sizes, and whether the address is already used
   | 'start' // the volume has no replica yet: this one starts it
   | 'expand' // the replica is smaller than the volume
-  | 'clear' // a flag left by an earlier, failed rebuild
+  | 'mark' // as incomplete; one that was a member cuts the snapshot at which it left
   | 'join' // a snapshot everywhere; the replica receives writes from here on
   | 'prepare' // the list of files to copy; the head's metadata
   | 'sync' // the files
@@ -52,6 +53,8 @@ export interface AddReplicaRequest {
   readonly httpTimeoutSeconds: number;
   /** Zero: Longhorn's long limit. */
   readonly deadlineSeconds: number;
+  /** Limit of the copy over all its sources together; absent or 0: none. */
+  readonly bytesPerSecondMax?: number;
   /** Both directories are on the replica's own node, so that it may copy without ssync. */
   readonly localSync?: { readonly sourcePath: string; readonly targetPath: string };
 }
@@ -117,13 +120,12 @@ class Rebuild {
     await this.awaitSyncAgent();
     if (!isMember) {
       checkIsFree(address, replica);
-      await this.matchSize(volume.size, replica);
-      await this.clearStaleFlag(replica);
+      await this.makeReady(volume.size, replica);
       this.report('join');
       await this.join(true);
     }
     this.hasJoined = true;
-    await this.fill(isMember && replica.rebuilding);
+    await this.fill(!isMember || replica.rebuilding);
   }
 
   private async startWith(): Promise<void> {
@@ -180,43 +182,52 @@ class Rebuild {
     }
   }
 
-  /** An expansion that this replica missed is made up for. */
-  private async matchSize(volumeBytes: number, replica: ReplicaInfo): Promise<void> {
+  /**
+   * Before it joins: cuts the fork, makes up for an expansion that it missed, and marks it as incomplete,
+   * so that nobody takes it for whole whatever happens from here on.
+   */
+  private async makeReady(volumeBytes: number, replica: ReplicaInfo): Promise<void> {
+    const { connections, request } = this;
+    const { address } = request;
     const replicaBytes = Number(replica.size);
     if (replicaBytes > volumeBytes) {
       const text = `cannot add new replica larger than size ${volumeBytes}`;
       throw new StorageError('INVALID_STATE', text, { replicaBytes, volumeBytes });
     }
-    if (replicaBytes === volumeBytes) return;
-    this.report('expand');
-    const { address } = this.request;
-    await withContext(`failed to expand replica ${address}`, () =>
-      this.whileOpen(replica, async () => {
-        await this.connections.replica(address).replicaExpand({ size: volumeBytes });
-      }),
-    );
-  }
-
-  private async clearStaleFlag(replica: ReplicaInfo): Promise<void> {
-    if (!replica.rebuilding) return;
-    this.report('clear');
-    const { address } = this.request;
-    await withContext(`failed to clear the rebuilding flag of ${address}`, () =>
-      this.whileOpen(replica, () => this.setRebuilding(false)),
-    );
+    const fork = await forkOf(connections, replica);
+    this.report('mark');
+    await this.whileOpen(replica, async (opened) => {
+      await withContext(`failed to cut the fork of replica ${address}`, () =>
+        standOnFork(connections.replica(address), opened, fork),
+      );
+      if (replicaBytes < volumeBytes) {
+        this.report('expand');
+        await withContext(`failed to expand replica ${address}`, async () => {
+          await connections.replica(address).replicaExpand({ size: volumeBytes });
+        });
+      }
+      if (!replica.rebuilding) await this.setRebuilding(true);
+    });
   }
 
   /** Opens the closed replica for the action and closes it again whatever happens. */
-  private async whileOpen(replica: ReplicaInfo, action: () => Promise<void>): Promise<void> {
-    const api = this.connections.replica(this.request.address);
-    await api.replicaOpen({
-      isUpgrade: false,
-      expectedBackendSize: Number(replica.size),
-      engineCapabilities: [],
-      engineGeneration: 0,
-    });
+  private async whileOpen(
+    replica: ReplicaInfo,
+    action: (opened: ReplicaInfo) => Promise<void>,
+  ): Promise<void> {
+    const { address } = this.request;
+    const api = this.connections.replica(address);
+    const answer = await withContext(`failed to open replica ${address}`, () =>
+      api.replicaOpen({
+        isUpgrade: false,
+        expectedBackendSize: Number(replica.size),
+        engineCapabilities: [],
+        // In the name of the engine that it knows: another one would void what it remembers.
+        engineGeneration: replica.engineGeneration,
+      }),
+    );
     try {
-      await action();
+      await action(answer.replica ?? replica);
     } finally {
       await api.replicaClose({});
     }
@@ -248,7 +259,7 @@ class Rebuild {
 
   /**
    * From WO to RW.
-   * @param isMarked an interrupted rebuild has set the replica's flag; it refuses to be told twice.
+   * @param isMarked the replica's flag is set already; it refuses to be told twice.
    */
   private async fill(isMarked: boolean): Promise<void> {
     const { connections, request } = this;
@@ -319,6 +330,7 @@ class Rebuild {
             fileSyncHttpClientTimeout: request.httpTimeoutSeconds,
             grpcTimeoutSeconds: deadlineSeconds,
             localSync: request.localSync,
+            bytesPerSecondMax: request.bytesPerSecondMax ?? 0,
             fromAddressMap: Object.fromEntries(sources.map((source) => [source, true])),
           },
           {

@@ -6,6 +6,12 @@
 
 import type { ByteRange } from './byte-ranges.js';
 
+/**
+ * Label of a fork that a returning replica cut itself: its content is that replica's old head. It goes
+ * when the rebuild replaces the record of the disk by the others'.
+ */
+export const RETURNED_LABEL = 'replica-returned';
+
 export interface AbsentReplica {
   readonly replicaId: string;
   /**

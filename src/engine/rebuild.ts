@@ -5,11 +5,11 @@
 import type { SyncFileInfo } from '../api/generated/common.js';
 import type { Clock } from '../core/clock.js';
 import { StorageError, toStorageError } from '../core/errors.js';
-import { bigintToNumber } from '../core/units.js';
 import type { Member, Membership } from './membership.js';
 import type { ReplicaInfo, ReplicaPort } from './ports.js';
 import type { ReplicaGroup } from './replica-group.js';
 import type { RosterKeeper } from './roster-keeper.js';
+import { filesToSync, missedRanges, type Return, snapshotDisks } from './resync.js';
 import { checkSnapshotLimits, createdNow, cutSnapshot } from './snapshot.js';
 import type { EngineSettings } from './settings.js';
 import type { Volume } from './volume.js';
@@ -110,25 +110,21 @@ function writeOnlyMember(
   return { member, port: member.port };
 }
 
+interface ReferenceReplica {
+  readonly port: ReplicaPort;
+  readonly info: ReplicaInfo;
+}
+
 /** The readable replica with most disks. */
-async function referenceReplica(
-  group: ReplicaGroup,
-): Promise<{ port: ReplicaPort; info: ReplicaInfo }> {
-  let best: { port: ReplicaPort; info: ReplicaInfo } | null = null;
+async function referenceReplica(group: ReplicaGroup): Promise<ReferenceReplica> {
+  let best: ReferenceReplica | null = null;
   for (const { member, info } of await group.infos()) {
     if (member.mode !== 'RW' || member.port === null) continue;
-    const isLarger = best === null || diskNames(info).length > diskNames(best.info).length;
+    const isLarger = best === null || snapshotDisks(info).length > snapshotDisks(best.info).length;
     if (isLarger) best = { port: member.port, info };
   }
   if (best === null) throw new StorageError('NO_BACKEND', 'cannot find any healthy replica');
   return best;
-}
-
-/** Disks that a rebuild copies: snapshots, without the head and the backing image. */
-function diskNames(info: ReplicaInfo): string[] {
-  return Object.keys(info.disks).filter(
-    (name) => name !== info.head && name !== info.backingFile && name.endsWith('.img'),
-  );
 }
 
 /** Files the new replica needs. Its own leftovers that nobody else has are removed. */
@@ -142,19 +138,35 @@ export async function prepareRebuild(
     const source = await referenceReplica(group);
     const target = await port.control.get();
     if (!target.revisionCounterDisabled) await port.control.setRevisionCounter(0);
-    const wanted = diskNames(source.info);
-    for (const name of diskNames(target)) {
+    const files = filesToSync(source.info, target, await whatReturned(group, source, port));
+    const wanted = snapshotDisks(source.info);
+    for (const name of snapshotDisks(target)) {
       if (!wanted.includes(name)) await port.control.removeDisk(name, true);
     }
     await source.port.control.sendFile(`${source.info.head}.meta`, port, `${target.head}.meta`);
-    return wanted.flatMap((name) => {
-      const actualSize = bigintToNumber(BigInt(source.info.disks[name]?.size || '0'), 'disk size');
-      return [
-        { fromFileName: name, toFileName: name, actualSize, ranges: [] },
-        { fromFileName: `${name}.meta`, toFileName: `${name}.meta`, actualSize: 0, ranges: [] },
-      ];
-    });
+    return files;
   });
+}
+
+/** What the members know of a replica that comes back; null when it has to be compared. */
+async function whatReturned(
+  group: ReplicaGroup,
+  source: ReferenceReplica,
+  port: ReplicaPort,
+): Promise<Return | null> {
+  if (!port.keepsRoster) return null;
+  const others = group.membership.readable.flatMap((member) => member.port ?? []);
+  for (const witness of [source.port, ...others.filter((other) => other !== source.port)]) {
+    if (!witness.keepsRoster) continue;
+    // Whoever cannot tell is no reason to fail: comparing needs nobody's memory.
+    const absence = await witness.control.absence(port.replicaId).catch(() => null);
+    if (absence === null) continue;
+    const { absent } = absence;
+    const intents = absent.isExact ? [] : await port.control.writeIntents();
+    const ranges = missedRanges(absent, port.hostBootId, intents);
+    return ranges === null ? null : { absence, ranges };
+  }
+  return null;
 }
 
 /** WO → RW when the chains are the same; otherwise → ERR. On an RW replica it changes nothing. */
@@ -181,8 +193,8 @@ export async function verifyRebuild(parts: RebuildParts, address: string): Promi
 }
 
 function compareChains(source: ReplicaInfo, target: ReplicaInfo): void {
-  const want = diskNames(source).sort();
-  const have = diskNames(target).sort();
+  const want = snapshotDisks(source).sort();
+  const have = snapshotDisks(target).sort();
   const isSame = want.length === have.length && want.every((name, index) => name === have[index]);
   if (isSame) return;
   throw new StorageError(

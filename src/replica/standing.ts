@@ -168,7 +168,10 @@ export function supersededError(generation: number, newest: number): StorageErro
   return new StorageError('FENCED', text, { generation, newest });
 }
 
-/** The disks at each fork of the roster: as noted before, or for a new fork as they are now. */
+/**
+ * The disks at each fork of the roster: as noted before, or for a new fork as they are now. Who became
+ * a member later was not there, and cannot say what has changed since: none are noted.
+ */
 function forksOf(
   roster: Roster,
   record: RosterRecord,
@@ -176,13 +179,15 @@ function forksOf(
   head: string,
 ): RosterRecord['forks'] {
   const forks: Record<string, Readonly<Record<string, DiskAtFork>>> = {};
+  const headParent = disks.find(({ name }) => name === head)?.parent;
   for (const { forkDisk } of roster.absent) {
     if (forkDisk === '') continue;
+    const isJustCut = headParent === forkDisk;
     forks[forkDisk] =
       record.forks[forkDisk] ??
       Object.fromEntries(
         disks
-          .filter(({ name }) => name !== head)
+          .filter(({ name }) => isJustCut && name !== head)
           .map(({ name, parent, changedNs }) => [name, { parent, changedNs: String(changedNs) }]),
       );
   }

@@ -105,9 +105,11 @@ async function receive(
   const { snapshotName, toHost, timeoutSeconds, signal, onProgress } = options;
   let doneBytes = 0;
   const toFileName = snapshotDiskName(snapshotName);
-  const receiver = await options.receivers.launch(toFileName, (bytes) => {
-    doneBytes += bytes;
-    onProgress(percent(doneBytes, totalBytes));
+  const receiver = await options.receivers.launch(toFileName, {
+    onProgress: (bytes) => {
+      doneBytes += bytes;
+      onProgress(percent(doneBytes, totalBytes));
+    },
   });
   const request = {
     snapshotFileName: snapshotName,

@@ -72,6 +72,9 @@ function fileHandlers(agent: SyncAgent): SyncAgentHandlers {
         port: request.port,
         isFastSync: request.fastSync,
         timeoutSeconds: request.fileSyncHttpClientTimeout,
+        ranges: request.ranges,
+        receiverSizeBytes: request.receiverSize,
+        bytesPerSecondMax: request.bytesPerSecondMax,
         signal: call.signal,
       });
       return {};
@@ -93,7 +96,7 @@ function fileHandlers(agent: SyncAgent): SyncAgentHandlers {
       return {};
     },
     replicaRebuildStatus() {
-      const { state, error, progress, sourceAddresses } = agent.rebuildStatus;
+      const { state, error, progress, sourceAddresses, receivedBytes } = agent.rebuildStatus;
       return {
         isRebuilding: state === 'in_progress',
         error,
@@ -101,6 +104,7 @@ function fileHandlers(agent: SyncAgent): SyncAgentHandlers {
         state,
         fromReplicaAddress: '',
         fromReplicaAddressList: [...sourceAddresses],
+        receivedBytes,
       };
     },
   };

@@ -6,6 +6,7 @@
 import { isAbsolute, join } from 'node:path';
 
 import type { SyncFileInfo } from '../api/generated/common.js';
+import type { ByteRange } from '../core/byte-ranges.js';
 import { sleepMs } from '../core/clock.js';
 import type { Clock } from '../core/clock.js';
 import { StorageError, toStorageError } from '../core/errors.js';
@@ -15,16 +16,27 @@ import { copyLocally } from './local-copy.js';
 import { errorText } from './operation-status.js';
 import { checkFileName } from './query.js';
 import type { ReceiverPool } from './receiver-pool.js';
+import { type FileSelection, WHOLE_FILE } from './send-source.js';
 
 const ATTEMPTS_MAX = 3;
 const RETRY_FIRST_MS = 10_000;
 const RETRY_MAX_MS = 30_000;
 
+export interface FileSourceRequest {
+  readonly fromFileName: string;
+  /** Of our receiver. */
+  readonly port: number;
+  /** What can differ at all; empty: everything. */
+  readonly ranges: readonly ByteRange[];
+  /** Size of the file here. */
+  readonly receiverSizeBytes: number;
+}
+
 /** Asks the sync agent of one source replica to send a file to our receiver. */
 export interface FileSource {
   /** The replica's address as the request named it. */
   readonly address: string;
-  send(fromFileName: string, port: number, signal: AbortSignal): Promise<void>;
+  send(request: FileSourceRequest, signal: AbortSignal): Promise<void>;
 }
 
 export interface FileSyncOptions {
@@ -39,6 +51,8 @@ export interface FileSyncOptions {
   readonly localSourceDirectory: string | null;
   readonly signal: AbortSignal;
   readonly onProgress: (doneBytes: number) => void;
+  /** Data that came over the network. */
+  readonly onReceived: (bytes: number) => void;
 }
 
 interface FileTask {
@@ -86,6 +100,8 @@ class FileSyncJob {
     const { localSourceDirectory, directory, disk, log } = this.options;
     if (localSourceDirectory === null) return;
     for (const task of [...this.waiting]) {
+      // Single ranges go over the network, so that the rest of the file stays as it is.
+      if (task.file.ranges.length > 0) continue;
       try {
         await copyLocally({
           disk,
@@ -120,11 +136,17 @@ class FileSyncJob {
   }
 
   private async transfer(source: FileSource, task: FileTask): Promise<void> {
-    const { receivers } = this.options;
+    const { receivers, onReceived } = this.options;
     const { fromFileName, toFileName } = task.file;
-    const receiver = await receivers.launch(toFileName, (bytes) => this.progressed(task, bytes));
+    // Before the receiver is there: it makes a file that is missing.
+    const selection = await this.selectionOf(task.file);
+    const receiver = await receivers.launch(toFileName, {
+      onProgress: (bytes) => this.progressed(task, bytes),
+      onReceived,
+    });
     try {
-      await source.send(fromFileName, receiver.port, this.abort.signal);
+      const request = { fromFileName, port: receiver.port, ...selection };
+      await source.send(request, this.abort.signal);
     } catch (error) {
       await receiver.cancel();
       throw error;
@@ -132,6 +154,19 @@ class FileSyncJob {
     const outcome = await receiver.done;
     if (outcome !== 'closed') {
       throw new StorageError('PEER_ERROR', `the receiver of ${toFileName} ended as ${outcome}`);
+    }
+  }
+
+  /** Ranges mean something only where the rest of the file is. */
+  private async selectionOf(file: SyncFileInfo): Promise<FileSelection> {
+    const { disk, directory } = this.options;
+    if (file.ranges.length === 0) return WHOLE_FILE;
+    try {
+      const { sizeBytes } = await disk.stat(join(directory, file.toFileName));
+      return { ranges: file.ranges, receiverSizeBytes: sizeBytes };
+    } catch (error) {
+      if (error instanceof StorageError && error.code === 'NOT_FOUND') return WHOLE_FILE;
+      throw error;
     }
   }
 

@@ -10,10 +10,25 @@ export interface LayoutPiece extends Interval {
   readonly isHole: boolean;
 }
 
+/** Layout of some ranges of a file only: ascending, disjoint, on sector bounds, inside it. */
+export async function* rangePieces(
+  file: DiskFile,
+  ranges: readonly Interval[],
+): AsyncGenerator<LayoutPiece> {
+  for (const { beginOffset, endOffset } of ranges) yield* piecesOf(file, beginOffset, endOffset);
+}
+
 /** The last piece of a file that ends inside a sector ends at that sector's end, like an extent. */
-export async function* filePieces(file: DiskFile, sizeBytes: number): AsyncGenerator<LayoutPiece> {
-  const endOffset = alignUp(sizeBytes, SECTOR_BYTES);
-  let position = 0;
+export function filePieces(file: DiskFile, sizeBytes: number): AsyncGenerator<LayoutPiece> {
+  return piecesOf(file, 0, alignUp(sizeBytes, SECTOR_BYTES));
+}
+
+async function* piecesOf(
+  file: DiskFile,
+  beginOffset: number,
+  endOffset: number,
+): AsyncGenerator<LayoutPiece> {
+  let position = beginOffset;
   while (position < endOffset) {
     const extents = await file.extents(position, endOffset, LAYOUT_EXTENTS_MAX);
     for (const extent of extents) {

@@ -25,6 +25,14 @@ export interface ReceiverPoolOptions {
   readonly host?: string;
 }
 
+/** Who wants to hear of a receiver's data. */
+export interface ReceiverListener {
+  /** Bytes that arrived, or were found to be there already. */
+  readonly onProgress?: (bytes: number) => void;
+  /** Bytes that arrived. */
+  readonly onReceived?: (bytes: number) => void;
+}
+
 export class ReceiverPool {
   private readonly options: ReceiverPoolOptions;
   private readonly receivers = new Map<string, Receiver>();
@@ -39,8 +47,8 @@ export class ReceiverPool {
   }
 
   /** @throws INVALID_NAME, INVALID_ARGUMENT for the live head, LIMIT_EXCEEDED "out of ports". */
-  launch(fileName: string, onProgress?: (bytes: number) => void): Promise<Receiver> {
-    const launched = this.launching.then(() => this.launchNow(fileName, onProgress));
+  launch(fileName: string, listener: ReceiverListener = {}): Promise<Receiver> {
+    const launched = this.launching.then(() => this.launchNow(fileName, listener));
     this.launching = launched.catch(() => undefined);
     return launched;
   }
@@ -55,10 +63,7 @@ export class ReceiverPool {
     await Promise.all([...this.receivers.values()].map((receiver) => receiver.cancel()));
   }
 
-  private async launchNow(
-    fileName: string,
-    onProgress?: (bytes: number) => void,
-  ): Promise<Receiver> {
+  private async launchNow(fileName: string, listener: ReceiverListener): Promise<Receiver> {
     if (this.isClosed) throw new StorageError('CLOSED', 'the sync agent is stopping');
     checkFileName(fileName);
     if (isHeadName(fileName)) {
@@ -68,7 +73,7 @@ export class ReceiverPool {
     for (let tried = 0; tried < this.options.ports.count; tried++) {
       const port = this.takePort();
       if (port === null) break;
-      const receiver = await this.tryPort(port, fileName, onProgress);
+      const receiver = await this.tryPort(port, fileName, listener);
       if (receiver !== null) return receiver;
     }
     throw new StorageError('LIMIT_EXCEEDED', 'out of ports');
@@ -78,13 +83,12 @@ export class ReceiverPool {
   private async tryPort(
     port: number,
     fileName: string,
-    onProgress?: (bytes: number) => void,
+    listener: ReceiverListener,
   ): Promise<Receiver | null> {
     const { ports: _ports, ...common } = this.options;
     let receiver: Receiver;
     try {
-      const progress = onProgress === undefined ? {} : { onProgress };
-      receiver = await Receiver.launch({ ...common, fileName, port, ...progress });
+      receiver = await Receiver.launch({ ...common, fileName, port, ...listener });
     } catch (error) {
       this.usedPorts.delete(port);
       if (error instanceof StorageError && error.code === 'ADDRESS_IN_USE') return null;

@@ -43,6 +43,8 @@ export interface ReceiverOptions {
   readonly port: number;
   /** Bytes of data that arrived, or were found to be there already. */
   readonly onProgress?: (bytes: number) => void;
+  /** Bytes of data that arrived. */
+  readonly onReceived?: (bytes: number) => void;
 }
 
 /** How a receiver ended; only after `closed` is the file complete for all it knows. */
@@ -287,6 +289,7 @@ export class Receiver {
     const sink = await this.guarded(file.write(interval, this.abort.signal));
     await this.guarded(this.receiveBody(request, sink, lengthBytes));
     this.options.onProgress?.(lengthBytes);
+    this.options.onReceived?.(lengthBytes);
   }
 
   private async receiveBody(

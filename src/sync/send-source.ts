@@ -2,17 +2,19 @@
 // layers. Both are ranges that are holes or data; neither changes while it is sent.
 
 import { BLOCK_OP, EXTENT_ENTRY_BYTES, EXTENT_HOLE, submitAndWait } from '../core/block-device.js';
+import { type ByteRange, mergeRanges } from '../core/byte-ranges.js';
 import type { Clock } from '../core/clock.js';
 import { StorageError } from '../core/errors.js';
 import { EXTENTS_BUFFER_BYTES } from '../core/limits.js';
 import type { Logger } from '../core/log.js';
+import { SECTOR_BYTES, alignUp } from '../core/units.js';
 import type { Disk } from '../disk/disk.js';
 import { ImageChain } from '../image/chain.js';
 import { snapshotDiskName } from '../image/names.js';
 import { isRecordCurrent } from './checksum-record.js';
 import { readChecksumRecord } from './checksum-store.js';
 import { PIECE_BYTES_MAX } from './constants.js';
-import { filePieces } from './layout.js';
+import { filePieces, rangePieces } from './layout.js';
 import type { LayoutPiece } from './layout.js';
 import { PieceBuffer } from './piece-buffer.js';
 
@@ -27,6 +29,8 @@ export interface SendSource {
   readonly sizeBytes: number;
   /** False for small metadata files. */
   readonly isDirect: boolean;
+  /** True when only some ranges are sent: the receiver then keeps what it has of the others. */
+  readonly isPartial: boolean;
   /** The hash record of exactly this content, when there is a current one. */
   readonly recorded: RecordedChecksum | null;
   /** Holes and data pieces in order; may be walked again. */
@@ -35,19 +39,36 @@ export interface SendSource {
   close(): Promise<void>;
 }
 
+/** What of a file is sent. */
+export interface FileSelection {
+  /** Empty: all of it. */
+  readonly ranges: readonly ByteRange[];
+  /** Only a receiver's file of the same size can keep the rest. */
+  readonly receiverSizeBytes: number;
+}
+
+export const WHOLE_FILE: FileSelection = { ranges: [], receiverSizeBytes: 0 };
+
 /** @param path absolute. @throws NOT_FOUND, IO_ERROR. */
-export async function openFileSource(disk: Disk, path: string): Promise<SendSource> {
+export async function openFileSource(
+  disk: Disk,
+  path: string,
+  { ranges, receiverSizeBytes }: FileSelection = WHOLE_FILE,
+): Promise<SendSource> {
   const recorded = await currentRecord(disk, path);
   const isDirect = !path.endsWith('.meta');
   const file = await disk.open(path, { writable: false, direct: isDirect });
   try {
     const sizeBytes = await file.sizeBytes();
+    const isPartial = ranges.length > 0 && receiverSizeBytes === sizeBytes && isDirect;
+    const selected = isPartial ? onSectors(ranges, sizeBytes) : [];
     return {
       name: path,
       sizeBytes,
       isDirect,
+      isPartial,
       recorded,
-      pieces: () => filePieces(file, sizeBytes),
+      pieces: () => (isPartial ? rangePieces(file, selected) : filePieces(file, sizeBytes)),
       read: (piece, offsetBytes, lengthBytes) => piece.read(file, offsetBytes, lengthBytes),
       close: () => file.close(),
     };
@@ -55,6 +76,17 @@ export async function openFileSource(disk: Disk, path: string): Promise<SendSour
     await file.close();
     throw error;
   }
+}
+
+/** The ranges with the sectors that they touch, inside the file. */
+function onSectors(ranges: readonly ByteRange[], sizeBytes: number): ByteRange[] {
+  const fileEnd = alignUp(sizeBytes, SECTOR_BYTES);
+  return mergeRanges(
+    ranges.map(({ beginOffset, endOffset }) => ({
+      beginOffset: Math.floor(Math.max(0, beginOffset) / SECTOR_BYTES) * SECTOR_BYTES,
+      endOffset: Math.min(alignUp(endOffset, SECTOR_BYTES), fileEnd),
+    })),
+  );
 }
 
 /** The file's own hash record when it may be trusted; only images have one. */
@@ -99,6 +131,7 @@ export async function openSnapshotSource(options: SnapshotSourceOptions): Promis
     name: headDiskName,
     sizeBytes: chain.sizeBytes,
     isDirect: true,
+    isPartial: false,
     recorded: null,
     pieces: () => chainPieces(disk, chain),
     read: (piece, offsetBytes, lengthBytes) => piece.readDevice(chain, offsetBytes, lengthBytes),

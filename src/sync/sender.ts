@@ -122,7 +122,7 @@ class Sending {
 
   private closeParameters(): Record<string, string> {
     const { recorded } = this.source;
-    if (recorded === null) return NO_CHECKSUM;
+    if (recorded === null || this.source.isPartial) return NO_CHECKSUM;
     return { checksum: recorded.checksum, checksumMethod: recorded.method };
   }
 

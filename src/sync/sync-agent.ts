@@ -18,7 +18,7 @@ import type { Identity } from '../rpc/identity.js';
 import { REQUEST_TIMEOUT_MS } from './constants.js';
 import { cloneSnapshot } from './clone-job.js';
 import { neighbourDirectory, syncFiles } from './file-sync-job.js';
-import type { FileSource } from './file-sync-job.js';
+import type { FileSource, FileSourceRequest } from './file-sync-job.js';
 import { HashJobs } from './hash-jobs.js';
 import type { NodeLock } from './node-lock.js';
 import { NEVER_RAN, errorText, percent } from './operation-status.js';
@@ -29,7 +29,7 @@ import { checkFileName } from './query.js';
 import { ReceiverPool } from './receiver-pool.js';
 import type { PortRange } from './receiver-pool.js';
 import { openFileSource, openSnapshotSource } from './send-source.js';
-import type { SendSource } from './send-source.js';
+import type { FileSelection, SendSource } from './send-source.js';
 import { sendSource } from './sender.js';
 import { syncAgentAddress } from './sync-address.js';
 
@@ -62,8 +62,12 @@ export interface CloneStatus extends OperationStatus {
 const NEVER_CLONED: CloneStatus = { ...NEVER_RAN, sourceAddress: '', snapshotName: '' };
 
 export interface RebuildStatus extends OperationStatus {
+  /** Data that came over the network since it began. */
+  readonly receivedBytes: number;
   readonly sourceAddresses: readonly string[];
 }
+
+const NEVER_REBUILT: RebuildStatus = { ...NEVER_RAN, sourceAddresses: [], receivedBytes: 0 };
 
 /** Where to send, and how. */
 export interface SendTarget {
@@ -73,9 +77,11 @@ export interface SendTarget {
   /** 0 means the default. */
   readonly timeoutSeconds: number;
   readonly signal: AbortSignal;
+  /** 0 or absent: only the agent's own limit. */
+  readonly bytesPerSecondMax?: number;
 }
 
-export interface FileSendRequest extends SendTarget {
+export interface FileSendRequest extends SendTarget, FileSelection {
   readonly fromFileName: string;
 }
 
@@ -94,7 +100,7 @@ export class SyncAgent {
   private purging: Promise<void> | null = null;
   private clone: CloneStatus = NEVER_CLONED;
   private isCloning = false;
-  private rebuild: RebuildStatus = { ...NEVER_RAN, sourceAddresses: [] };
+  private rebuild: RebuildStatus = NEVER_REBUILT;
 
   constructor(options: SyncAgentOptions) {
     this.options = options;
@@ -134,7 +140,7 @@ export class SyncAgent {
     checkFileName(fromFileName);
     const sourcePath = this.pathOf(fromFileName);
     await withFileText(`stat ${fromFileName}`, disk.stat(sourcePath));
-    await this.send(request, () => openFileSource(disk, sourcePath));
+    await this.send(request, () => openFileSource(disk, sourcePath, request));
   }
 
   /** Sends a snapshot as the volume saw it. @throws NOT_FOUND, and what ends a transfer. */
@@ -147,8 +153,10 @@ export class SyncAgent {
   }
 
   private async send(request: SendTarget, open: () => Promise<SendSource>): Promise<void> {
-    const { disk, clock, log, sendBytesPerSecondMax } = this.options;
+    const { disk, clock, log } = this.options;
     const { host, port, isFastSync, timeoutSeconds } = request;
+    const limits = [this.options.sendBytesPerSecondMax ?? 0, request.bytesPerSecondMax ?? 0];
+    const bytesPerSecondMax = Math.min(...limits.filter((limit) => limit > 0));
     if (this.purging !== null) throw new StorageError('BUSY', 'replica is purging snapshots');
     this.sendingCount++; // from here on no purge begins, which would change what is read
     try {
@@ -162,9 +170,7 @@ export class SyncAgent {
         isFastSync,
         timeoutMs: timeoutSeconds > 0 ? timeoutSeconds * 1000 : REQUEST_TIMEOUT_MS,
         signal: AbortSignal.any([request.signal, this.abort.signal]),
-        ...(sendBytesPerSecondMax === undefined
-          ? {}
-          : { bytesPerSecondMax: sendBytesPerSecondMax }),
+        ...(Number.isFinite(bytesPerSecondMax) ? { bytesPerSecondMax } : {}),
       };
       const result = await sendSource(sending, source);
       log.info('file.sent', { source: source.name, host, port, ...result });
@@ -184,11 +190,13 @@ export class SyncAgent {
     if (!hasWork)
       throw new StorageError('INVALID_ARGUMENT', 'no files or remote replicas for sync');
     this.checkIdle();
-    this.rebuild = { ...NEVER_RAN, state: 'in_progress', sourceAddresses: addresses };
+    this.rebuild = { ...NEVER_REBUILT, state: 'in_progress', sourceAddresses: addresses };
     const signal = AbortSignal.any([callSignal, this.abort.signal]);
     try {
       await this.runFileSync(request, addresses, signal);
       this.rebuild = { ...this.rebuild, state: 'complete', progress: 100 };
+      const { receivedBytes } = this.rebuild;
+      this.options.log.info('files.synced', { sources: addresses, receivedBytes });
     } catch (error) {
       this.rebuild = { ...this.rebuild, state: 'error', error: errorText(error) };
       throw error;
@@ -203,10 +211,13 @@ export class SyncAgent {
     const { disk, clock, log, directory, hostRoot } = this.options;
     const files = request.syncFileInfoList;
     const totalBytes = files.reduce((sum, file) => sum + file.actualSize, 0);
-    const peers = addresses.map((address) => this.openPeer(address, request));
+    // Each source may send its share of the limit.
+    const { bytesPerSecondMax } = request;
+    const share = bytesPerSecondMax > 0 ? Math.ceil(bytesPerSecondMax / addresses.length) : 0;
+    const peers = addresses.map((address) => this.openPeer(address, request, share));
     const { localSync } = request;
     const localSourceDirectory =
-      localSync === undefined || localSync.sourcePath === ''
+      localSync === undefined || localSync.sourcePath === '' || share > 0
         ? null
         : neighbourDirectory(hostRoot ?? '/host', localSync.sourcePath);
     try {
@@ -224,6 +235,10 @@ export class SyncAgent {
           const progress = percent(1 + doneBytes, 1 + totalBytes);
           this.rebuild = { ...this.rebuild, progress };
         },
+        onReceived: (bytes) => {
+          const receivedBytes = this.rebuild.receivedBytes + bytes;
+          this.rebuild = { ...this.rebuild, receivedBytes };
+        },
       });
     } finally {
       for (const peer of peers) peer.close();
@@ -231,7 +246,11 @@ export class SyncAgent {
   }
 
   /** The sync agent next to the replica at an address. */
-  private openPeer(address: string, request: FilesSyncRequest): FileSource & { close(): void } {
+  private openPeer(
+    address: string,
+    request: FilesSyncRequest,
+    bytesPerSecondMax: number,
+  ): FileSource & { close(): void } {
     const { clock, peerIdentity } = this.options;
     const identity = peerIdentity === undefined ? {} : { identity: peerIdentity };
     const channel = createChannel(syncAgentAddress(address), { clock, ...identity });
@@ -240,8 +259,18 @@ export class SyncAgent {
     const deadlineMs = grpcTimeoutSeconds > 0 ? grpcTimeoutSeconds * 1000 : LONG_CALL_DEADLINE_MS;
     return {
       address,
-      async send(fromFileName, port, signal): Promise<void> {
-        const message = { fromFileName, host: toHost, port, fastSync, fileSyncHttpClientTimeout };
+      async send(file: FileSourceRequest, signal): Promise<void> {
+        const { fromFileName, port } = file;
+        const message = {
+          fromFileName,
+          host: toHost,
+          port,
+          fastSync,
+          fileSyncHttpClientTimeout,
+          ranges: file.ranges.map((range) => ({ ...range })),
+          receiverSize: file.receiverSizeBytes,
+          bytesPerSecondMax,
+        };
         try {
           await client.fileSend(message, { deadlineMs, signal });
         } catch (error) {
@@ -348,7 +377,7 @@ export class SyncAgent {
   /** Forgets the outcome of everything that has ended. */
   reset(): void {
     if (this.purging === null) this.purge = NEVER_RAN;
-    if (this.rebuild.state !== 'in_progress') this.rebuild = { ...NEVER_RAN, sourceAddresses: [] };
+    if (this.rebuild.state !== 'in_progress') this.rebuild = NEVER_REBUILT;
     if (!this.isCloning) this.clone = NEVER_CLONED;
     this.hashes.reset();
   }

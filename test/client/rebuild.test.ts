@@ -12,7 +12,8 @@ import { StorageError } from '../../src/core/errors.js';
 import { FakeVolume, SOURCE } from '../support/fake-volume.js';
 
 const MIB = 1024 * 1024;
-const FILL = ['rebuilding true', 'prepare', 'sync', 'reload', 'verify', 'rebuilding false'];
+const READY = ['open', 'rebuilding true', 'close', 'join with snapshot'];
+const FILL = ['prepare', 'sync', 'reload', 'verify', 'rebuilding false'];
 
 async function fakeVolume(
   t: Test,
@@ -61,9 +62,12 @@ t.test('a new replica joins with a snapshot, is filled, then verified', async (t
   const fake = await fakeVolume(t);
   const steps: string[] = [];
   t.equal(await add(fake, { onProgress: ({ step }) => void steps.push(step) }), null);
-  t.same(fake.calls, ['join with snapshot', ...FILL]);
+  t.same(fake.calls, [...READY, ...FILL]);
   t.same(fake.sources, [SOURCE], 'copied from as many as the engine allows');
-  t.same([...new Set(steps)], ['check', 'join', 'prepare', 'sync', 'reload', 'verify', 'finish']);
+  t.same(
+    [...new Set(steps)],
+    ['check', 'mark', 'join', 'prepare', 'sync', 'reload', 'verify', 'finish'],
+  );
 });
 
 t.test('as many sources are used as the engine allows', async (t) => {
@@ -75,7 +79,7 @@ t.test('as many sources are used as the engine allows', async (t) => {
 t.test('a smaller replica is expanded and closed again before it joins', async (t) => {
   const fake = await fakeVolume(t, (f) => (f.replicaBytes = 16 * MIB));
   t.equal(await add(fake), null);
-  t.same(fake.calls.slice(0, 4), ['open', 'expand', 'close', 'join with snapshot']);
+  t.same(fake.calls.slice(0, 3), ['open', 'expand', 'rebuilding true']);
 });
 
 t.test('an expansion that fails leaves the replica closed and outside', async (t) => {
@@ -89,10 +93,10 @@ t.test('an expansion that fails leaves the replica closed and outside', async (t
   t.same(fake.calls, ['open', 'expand', 'close']);
 });
 
-t.test('the flag of an earlier rebuild is cleared first', async (t) => {
+t.test('the flag of an earlier rebuild stays until the replica is whole', async (t) => {
   const fake = await fakeVolume(t, (f) => (f.rebuilding = true));
   t.equal(await add(fake), null);
-  t.same(fake.calls, ['open', 'rebuilding false', 'close', 'join with snapshot', ...FILL]);
+  t.same(fake.calls, ['open', 'close', 'join with snapshot', ...FILL]);
 });
 
 t.test('the first replica of a volume starts it', async (t) => {
@@ -128,7 +132,7 @@ t.test('a replica that must not be touched is not touched', async (t) => {
 });
 
 t.test('a failure before verification leaves it WO; the same call takes it up again', async (t) => {
-  for (const failing of ['rebuilding true', 'prepare', 'sync', 'reload']) {
+  for (const failing of ['prepare', 'sync', 'reload']) {
     const fake = await fakeVolume(t, (f) => (f.failing = failing));
     const error = await add(fake);
     t.equal(error?.details['replicaMode'], 'WO', failing);
@@ -136,8 +140,7 @@ t.test('a failure before verification leaves it WO; the same call takes it up ag
     fake.failing = '';
     fake.calls.length = 0;
     t.equal(await add(fake), null, `${failing}: again`);
-    const isMarked = failing !== 'rebuilding true';
-    t.same(fake.calls, FILL.slice(isMarked ? 1 : 0), `${failing}: without joining twice`);
+    t.same(fake.calls, FILL, `${failing}: without joining twice`);
   }
 });
 

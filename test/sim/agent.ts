@@ -77,8 +77,10 @@ export class SimAgent {
         progress: 0,
         state: '',
         fromReplicaAddress: '',
+        receivedBytes: 0,
         fromReplicaAddressList: [],
       }),
+      snapshotHashCancel: () => ({}),
       snapshotPurge: () => {
         this.checkIdle();
         this.isPurging = true;

@@ -166,6 +166,7 @@ export class FakeVolume {
         progress: 0,
         state: '',
         fromReplicaAddress: '',
+        receivedBytes: 0,
         fromReplicaAddressList: [],
       }),
     };

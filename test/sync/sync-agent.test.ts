@@ -175,6 +175,7 @@ t.test('a rebuild takes its files from several sources', async (t) => {
     fastSync: true,
     fileSyncHttpClientTimeout: 5,
     grpcTimeoutSeconds: 0,
+    bytesPerSecondMax: 0,
     localSync: undefined,
     fromAddressMap,
   };
@@ -206,6 +207,7 @@ t.test('a rebuild on one node copies without the network, or else with it', asyn
     fastSync: false,
     fileSyncHttpClientTimeout: 5,
     grpcTimeoutSeconds: 0,
+    bytesPerSecondMax: 0,
     fromAddressMap: {},
   };
   for (const sourcePath of [from, '/nosuch']) {
@@ -231,6 +233,7 @@ t.test('a file that no source can send fails the rebuild after three attempts', 
     syncFileInfoList: [
       { fromFileName: 'nosuch.img', toFileName: 'nosuch.img', actualSize: 1, ranges: [] },
     ],
+    bytesPerSecondMax: 0,
     fastSync: false,
     fileSyncHttpClientTimeout: 5,
     grpcTimeoutSeconds: 100_000,

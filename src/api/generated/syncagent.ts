@@ -3,7 +3,7 @@
 
 /* eslint-disable */
 import { BinaryReader, BinaryWriter } from "@bufbuild/protobuf/wire";
-import { SyncFileInfo } from "./common.js";
+import { ByteRange, SyncFileInfo } from "./common.js";
 import { Empty } from "./google/protobuf/empty.js";
 
 export interface FileRemoveRequest {
@@ -29,6 +29,12 @@ export interface FileSendRequest {
   port: number;
   fastSync: boolean;
   fileSyncHttpClientTimeout: number;
+  /** This project's own. Only these ranges are sent, if the file has `receiver_size` bytes; empty: all. */
+  ranges: ByteRange[];
+  /** Of the receiver's file. */
+  receiverSize: number;
+  /** Of what is sent; 0: no limit but the agent's own. */
+  bytesPerSecondMax: number;
 }
 
 export interface FilesSyncRequest {
@@ -40,6 +46,8 @@ export interface FilesSyncRequest {
   grpcTimeoutSeconds: number;
   localSync: FileLocalSync | undefined;
   fromAddressMap: { [key: string]: boolean };
+  /** This project's own. Limit over all sources together; 0: none. */
+  bytesPerSecondMax: number;
 }
 
 export interface FilesSyncRequest_FromAddressMapEntry {
@@ -166,6 +174,8 @@ export interface ReplicaRebuildStatusResponse {
   state: string;
   fromReplicaAddress: string;
   fromReplicaAddressList: string[];
+  /** This project's own: data that came over the network since the rebuild began. */
+  receivedBytes: number;
 }
 
 export interface SnapshotCloneStatusResponse {
@@ -397,7 +407,16 @@ export const ReceiverLaunchResponse: MessageFns<ReceiverLaunchResponse> = {
 };
 
 function createBaseFileSendRequest(): FileSendRequest {
-  return { fromFileName: "", host: "", port: 0, fastSync: false, fileSyncHttpClientTimeout: 0 };
+  return {
+    fromFileName: "",
+    host: "",
+    port: 0,
+    fastSync: false,
+    fileSyncHttpClientTimeout: 0,
+    ranges: [],
+    receiverSize: 0,
+    bytesPerSecondMax: 0,
+  };
 }
 
 export const FileSendRequest: MessageFns<FileSendRequest> = {
@@ -416,6 +435,15 @@ export const FileSendRequest: MessageFns<FileSendRequest> = {
     }
     if (message.fileSyncHttpClientTimeout !== 0) {
       writer.uint32(40).int32(message.fileSyncHttpClientTimeout);
+    }
+    for (const v of message.ranges) {
+      ByteRange.encode(v!, writer.uint32(8002).fork()).join();
+    }
+    if (message.receiverSize !== 0) {
+      writer.uint32(8008).int64(message.receiverSize);
+    }
+    if (message.bytesPerSecondMax !== 0) {
+      writer.uint32(8016).int64(message.bytesPerSecondMax);
     }
     return writer;
   },
@@ -473,6 +501,30 @@ export const FileSendRequest: MessageFns<FileSendRequest> = {
             message.fileSyncHttpClientTimeout = reader.int32();
             continue;
           }
+          case 1000: {
+            if (tag !== 8002) {
+              break;
+            }
+
+            message.ranges.push(ByteRange.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 1001: {
+            if (tag !== 8008) {
+              break;
+            }
+
+            message.receiverSize = longToNumber(reader.int64());
+            continue;
+          }
+          case 1002: {
+            if (tag !== 8016) {
+              break;
+            }
+
+            message.bytesPerSecondMax = longToNumber(reader.int64());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -496,6 +548,7 @@ function createBaseFilesSyncRequest(): FilesSyncRequest {
     grpcTimeoutSeconds: 0,
     localSync: undefined,
     fromAddressMap: {},
+    bytesPerSecondMax: 0,
   };
 }
 
@@ -525,6 +578,9 @@ export const FilesSyncRequest: MessageFns<FilesSyncRequest> = {
     globalThis.Object.entries(message.fromAddressMap).forEach(([key, value]: [string, boolean]) => {
       FilesSyncRequest_FromAddressMapEntry.encode({ key: key as any, value }, writer.uint32(66).fork()).join();
     });
+    if (message.bytesPerSecondMax !== 0) {
+      writer.uint32(8000).int64(message.bytesPerSecondMax);
+    }
     return writer;
   },
 
@@ -606,6 +662,14 @@ export const FilesSyncRequest: MessageFns<FilesSyncRequest> = {
             if (entry8.value !== undefined) {
               message.fromAddressMap[entry8.key] = entry8.value;
             }
+            continue;
+          }
+          case 1000: {
+            if (tag !== 8000) {
+              break;
+            }
+
+            message.bytesPerSecondMax = longToNumber(reader.int64());
             continue;
           }
         }
@@ -1997,7 +2061,15 @@ export const SnapshotPurgeStatusResponse: MessageFns<SnapshotPurgeStatusResponse
 };
 
 function createBaseReplicaRebuildStatusResponse(): ReplicaRebuildStatusResponse {
-  return { isRebuilding: false, error: "", progress: 0, state: "", fromReplicaAddress: "", fromReplicaAddressList: [] };
+  return {
+    isRebuilding: false,
+    error: "",
+    progress: 0,
+    state: "",
+    fromReplicaAddress: "",
+    fromReplicaAddressList: [],
+    receivedBytes: 0,
+  };
 }
 
 export const ReplicaRebuildStatusResponse: MessageFns<ReplicaRebuildStatusResponse> = {
@@ -2019,6 +2091,9 @@ export const ReplicaRebuildStatusResponse: MessageFns<ReplicaRebuildStatusRespon
     }
     for (const v of message.fromReplicaAddressList) {
       writer.uint32(50).string(v!);
+    }
+    if (message.receivedBytes !== 0) {
+      writer.uint32(8000).int64(message.receivedBytes);
     }
     return writer;
   },
@@ -2082,6 +2157,14 @@ export const ReplicaRebuildStatusResponse: MessageFns<ReplicaRebuildStatusRespon
             }
 
             message.fromReplicaAddressList.push(reader.string());
+            continue;
+          }
+          case 1000: {
+            if (tag !== 8000) {
+              break;
+            }
+
+            message.receivedBytes = longToNumber(reader.int64());
             continue;
           }
         }
