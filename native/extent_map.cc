@@ -27,7 +27,7 @@ int CallFiemap(int fd, fiemap* map) {
 
 }  // namespace
 
-int ListExtents(int fd, uint64_t begin, uint64_t end, uint64_t extents_max,
+int ListExtents(int fd, ExtentKind kind, uint64_t begin, uint64_t end, uint64_t extents_max,
                 std::vector<double>* edges) {
   const size_t bytes = sizeof(fiemap) + kBatch * sizeof(fiemap_extent);
   std::unique_ptr<fiemap, decltype(&std::free)> map(static_cast<fiemap*>(std::malloc(bytes)),
@@ -46,8 +46,11 @@ int ListExtents(int fd, uint64_t begin, uint64_t end, uint64_t extents_max,
       const fiemap_extent& extent = map->fm_extents[i];
       const uint64_t extent_begin = std::max<uint64_t>(extent.fe_logical, begin);
       const uint64_t extent_end = std::min<uint64_t>(extent.fe_logical + extent.fe_length, end);
+      const bool is_unwritten = (extent.fe_flags & FIEMAP_EXTENT_UNWRITTEN) != 0;
       if (extent_end > extent_begin) {
-        if (!edges->empty() && edges->back() == static_cast<double>(extent_begin)) {
+        if (kind == ExtentKind::kUnwritten && !is_unwritten) {
+          // Left out.
+        } else if (!edges->empty() && edges->back() == static_cast<double>(extent_begin)) {
           edges->back() = static_cast<double>(extent_end);
         } else if (edges->size() >= extents_max * 2) {
           return 0;

@@ -163,16 +163,19 @@ class StatTask final : public FileTask {
 
 class ExtentsTask final : public FileTask {
  public:
-  ExtentsTask(napi_env env, std::unique_ptr<FileLease> lease, uint64_t begin, uint64_t end,
-              uint64_t extents_max)
+  ExtentsTask(napi_env env, std::unique_ptr<FileLease> lease, ExtentKind kind, uint64_t begin,
+              uint64_t end, uint64_t extents_max)
       : FileTask(env),
         lease_(std::move(lease)),
+        kind_(kind),
         begin_(begin),
         end_(end),
         extents_max_(extents_max) {}
 
  private:
-  void Run() override { error_ = ListExtents(lease_->fd(), begin_, end_, extents_max_, &edges_); }
+  void Run() override {
+    error_ = ListExtents(lease_->fd(), kind_, begin_, end_, extents_max_, &edges_);
+  }
 
   napi_value Result(napi_env env) override {
     if (error_ != 0) return Napi::Number::New(env, error_);
@@ -180,6 +183,7 @@ class ExtentsTask final : public FileTask {
   }
 
   std::unique_ptr<FileLease> lease_;
+  ExtentKind kind_;
   uint64_t begin_;
   uint64_t end_;
   uint64_t extents_max_;
@@ -200,6 +204,7 @@ class FileTableObject final : public Napi::ObjectWrap<FileTableObject> {
              InstanceMethod<&Self::Close>("close"), InstanceMethod<&Self::Truncate>("truncate"),
              InstanceMethod<&Self::Sync>("sync"), InstanceMethod<&Self::Allocate>("allocate"),
              InstanceMethod<&Self::Stat>("stat"), InstanceMethod<&Self::Extents>("extents"),
+             InstanceMethod<&Self::UnwrittenExtents>("unwrittenExtents"),
              InstanceMethod<&Self::TryLock>("tryLock")}));
   }
 
@@ -263,11 +268,20 @@ class FileTableObject final : public Napi::ObjectWrap<FileTableObject> {
   }
 
   Napi::Value Extents(const Napi::CallbackInfo& info) {
+    return ListOf(info, ExtentKind::kAny);
+  }
+
+  Napi::Value UnwrittenExtents(const Napi::CallbackInfo& info) {
+    return ListOf(info, ExtentKind::kUnwritten);
+  }
+
+  Napi::Value ListOf(const Napi::CallbackInfo& info, ExtentKind kind) {
     if (!AreIntegers(info, 0, 4)) return info.Env().Undefined();
     auto lease = std::make_unique<FileLease>(files_, FileOf(info));
     if (lease->fd() < 0) return Napi::Value(info.Env(), Fulfilled(info.Env(), lease->fd()));
-    return Start(info, std::make_unique<ExtentsTask>(info.Env(), std::move(lease), Integer(info, 1),
-                                                     Integer(info, 2), Integer(info, 3)));
+    return Start(info,
+                 std::make_unique<ExtentsTask>(info.Env(), std::move(lease), kind, Integer(info, 1),
+                                               Integer(info, 2), Integer(info, 3)));
   }
 
   Napi::Value TryLock(const Napi::CallbackInfo& info) {

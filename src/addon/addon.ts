@@ -46,6 +46,13 @@ export interface NativeFileTable {
     endOffset: number,
     maxExtents: number,
   ): Promise<Float64Array | number>;
+  /** The same of unwritten extents only. */
+  unwrittenExtents(
+    file: number,
+    beginOffset: number,
+    endOffset: number,
+    maxExtents: number,
+  ): Promise<Float64Array | number>;
   /** flock(LOCK_EX | LOCK_NB): 0, or -EWOULDBLOCK when another holds it. */
   tryLock(file: number): Promise<number>;
 }

@@ -56,6 +56,12 @@ export interface DiskFile {
   allocatedBytes(): Promise<number>;
   /** Up to maxExtents extents from beginOffset on, ascending, clipped to [beginOffset, endOffset); adjacent ones merged. */
   extents(beginOffset: number, endOffset: number, maxExtents: number): Promise<FileExtent[]>;
+  /** The same of extents that have space and no data: they read zero. */
+  unwrittenExtents(
+    beginOffset: number,
+    endOffset: number,
+    maxExtents: number,
+  ): Promise<FileExtent[]>;
   truncate(sizeBytes: number): Promise<void>;
   /** Data and metadata to stable storage. */
   sync(): Promise<void>;

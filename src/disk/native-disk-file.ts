@@ -53,7 +53,21 @@ export class NativeDiskFile implements DiskFile {
 
   async extents(beginOffset: number, endOffset: number, maxExtents: number): Promise<FileExtent[]> {
     const file = this.openNumber();
-    const edges = await this.files.extents(file, beginOffset, endOffset, maxExtents);
+    return this.extentsOf(await this.files.extents(file, beginOffset, endOffset, maxExtents));
+  }
+
+  async unwrittenExtents(
+    beginOffset: number,
+    endOffset: number,
+    maxExtents: number,
+  ): Promise<FileExtent[]> {
+    const file = this.openNumber();
+    return this.extentsOf(
+      await this.files.unwrittenExtents(file, beginOffset, endOffset, maxExtents),
+    );
+  }
+
+  private extentsOf(edges: Float64Array | number): FileExtent[] {
     if (typeof edges === 'number') throw this.extentsError(edges);
     const extents: FileExtent[] = [];
     for (let i = 0; i < edges.length; i += 2) {

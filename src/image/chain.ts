@@ -42,6 +42,7 @@ import { clearLeftovers } from './recovery.js';
 import { planRemoval, RemovalMarks } from './removal.js';
 import { RequestRouter } from './request-router.js';
 import { RevisionCounter } from './revision-counter.js';
+import { clearUnfinishedWrites } from './unfinished-writes.js';
 
 export type {
   ChainInfo,
@@ -77,6 +78,8 @@ export interface OpenChainOptions {
   readonly unmapMarkDiskChainRemoved?: boolean;
   /** Default SNAPSHOT_COUNT_MAX. */
   readonly snapshotMaxCount?: number;
+  /** Where writes may have been cut short by a power failure; see unfinished-writes.ts. Default none. */
+  readonly unfinishedRanges?: readonly ByteRange[];
   /** Disks that a purge leaves alone; see setPinned. */
   readonly pinnedDisks?: ReadonlySet<string>;
   /** Bytes of all live snapshots together; 0 (default) is no limit. Reported, enforced by the engine. */
@@ -193,7 +196,7 @@ export class ImageChain implements BlockDevice {
     const image = new ImageChain(state, options);
     if (isReadOnly) return image;
     try {
-      await image.becomeWritable(stored);
+      await image.becomeWritable(stored, options.unfinishedRanges ?? []);
     } catch (error) {
       await io.counter?.close();
       await io.stack.closeFiles();
@@ -213,11 +216,16 @@ export class ImageChain implements BlockDevice {
     this.snapshotMaxBytes = options.snapshotMaxBytes ?? 0;
   }
 
-  private async becomeWritable(stored: VolumeMeta): Promise<void> {
+  private async becomeWritable(
+    stored: VolumeMeta,
+    unfinished: readonly ByteRange[],
+  ): Promise<void> {
     const { store, table, meta, log } = this.state;
     await clearLeftovers(store, table, meta.head, log);
     // An interrupted replacement may have given the head's ancestors other names.
     if (this.io.stack.count !== this.layerCount()) await this.reopenLayers();
+    const clearedBytes = await clearUnfinishedWrites(this.io, unfinished);
+    if (clearedBytes > 0) log.info('image.unfinished.cleared', { clearedBytes });
     if (this.usesRevisionCounter) {
       this.io.counter = await RevisionCounter.open(store.disk, store.directory);
     }

@@ -96,7 +96,8 @@ export async function clearSectors(
   }
 }
 
-async function writeZeroes(
+/** Real zeros: space and data. Sector aligned. */
+export async function writeZeroes(
   queue: DiskQueue,
   scratch: ScratchBuffers,
   file: DiskFile,

@@ -1,8 +1,9 @@
 // One trim (unmap, or the whole sectors of a write of zeros). Afterwards the range reads zero, now
 // and after any reopen, on every replica alike. Longhorn only punches the head, so that older
-// snapshot data shows again; here the head keeps an unwritten extent wherever an older layer has
-// data: "any extent counts as data" makes it hide that data, for Longhorn too. Removed snapshots
-// right below the head give their space back as well, but never before what hides them is durable.
+// snapshot data shows again; here zeros are written wherever an older layer has data, which hide it,
+// for Longhorn too. An unwritten extent would cost less time, but power failures leave just that of
+// writes that did not end: unfinished-writes.ts could not tell them apart. Removed snapshots right
+// below the head give their space back as well, but never before what hides them is durable.
 
 import type { BlockRequest } from '../core/block-device.js';
 import { toStorageError, type StorageError } from '../core/errors.js';
@@ -10,7 +11,7 @@ import type { RangeHolder } from '../core/range-lock.js';
 import { alignDown, alignUp, SECTOR_BYTES } from '../core/units.js';
 import { DISK_OP } from '../disk/disk.js';
 import type { ChainIo } from './chain-io.js';
-import { clearSectors } from './disk-work.js';
+import { clearSectors, writeZeroes } from './disk-work.js';
 import { visitExtents, type Layer } from './layer-stack.js';
 import {
   gapsBetween,
@@ -147,14 +148,14 @@ export class TrimOperation implements RangeHolder {
     return found.filter(({ ranges }) => ranges.length > 0);
   }
 
-  /** The head becomes an unwritten extent over older data, a hole elsewhere. */
+  /** The head gets zeros over older data, and a hole elsewhere. */
   private async hide(olderData: readonly ByteRange[]): Promise<void> {
     const { io } = this;
     const { stack } = io;
     for (const { beginOffset, endOffset } of olderData) {
       const { file } = stack.head;
       try {
-        await clearSectors(io.queue, io.scratch, DISK_OP.zeroRange, file, beginOffset, endOffset);
+        await writeZeroes(io.queue, io.scratch, file, beginOffset, endOffset);
       } catch (error) {
         await visitExtents(stack.head, beginOffset, endOffset, (begin, end) =>
           this.note(begin, end, stack.headId),

@@ -32,7 +32,11 @@ export async function openForEngine(
   request: OpenRequest,
 ): Promise<{ chain: ImageChain; intents: WriteIntents | null }> {
   const { disk, directory, clock, log, revisionCounter, backingFilePath } = parts.options;
+  // Another program may have put unwritten extents there on purpose, as Longhorn's restore does.
+  const isOurs = parts.wasDirty && !parts.standing.isVoid;
+  const unfinishedRanges = isOurs ? await WriteIntents.stored(disk, directory) : [];
   const chain = await ImageChain.open(disk, directory, {
+    unfinishedRanges,
     clock,
     log,
     revisionCounter,

@@ -150,6 +150,12 @@ export class WriteIntents {
     );
   }
 
+  /** Where the last process may have been writing, without opening anything; none when unknown. */
+  static async stored(disk: Disk, directory: string): Promise<readonly ByteRange[]> {
+    const stored = await readStored(disk, `${directory}/${INTENTS_FILE}`);
+    return stored === null || stored.isUnknown ? [] : stored.ranges;
+  }
+
   /** After the volume's data was deleted. A missing file is fine. */
   static async remove(disk: Disk, directory: string): Promise<void> {
     await disk.unlink(`${directory}/${INTENTS_FILE}`).catch((error: unknown) => {

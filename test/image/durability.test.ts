@@ -42,7 +42,7 @@ t.test('P2: a flush during a trim does not stand for the flush after it', async 
   const { disk, chain } = await memoryChain(2);
   await writeBytes(disk, chain, 0, sectorsOf(1, 2));
   await snapshot(chain, 'a');
-  const clearing = holdNext(disk, DISK_OP.zeroRange);
+  const clearing = holdNext(disk, DISK_OP.write);
   const zeroed = control(chain, BLOCK_OP.writeZeroes, 0, S);
   const goOn = await clearing;
   await control(chain, BLOCK_OP.flush);

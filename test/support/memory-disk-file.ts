@@ -57,6 +57,15 @@ export class MemoryFile implements DiskFile {
     return listExtents(this.node, beginOffset, endOffset, maxExtents);
   }
 
+  async unwrittenExtents(
+    beginOffset: number,
+    endOffset: number,
+    maxExtents: number,
+  ): Promise<FileExtent[]> {
+    await this.disk.call('extents', this.path, beginOffset, endOffset - beginOffset);
+    return listExtents(this.node, beginOffset, endOffset, maxExtents, true);
+  }
+
   async truncate(sizeBytes: number): Promise<void> {
     await this.disk.call('truncate', this.path, 0, sizeBytes);
     this.check();

@@ -130,10 +130,13 @@ export function listExtents(
   beginOffset: number,
   endOffset: number,
   maxExtents: number,
+  onlyUnwritten = false,
 ): FileExtent[] {
   const first = Math.floor(beginOffset / SECTOR_BYTES);
   const last = Math.ceil(endOffset / SECTOR_BYTES);
-  const indexes = [...node.pages.keys()].filter((i) => i >= first && i < last);
+  const indexes = [...node.pages.keys()].filter(
+    (i) => i >= first && i < last && (!onlyUnwritten || node.pages.get(i) === UNWRITTEN),
+  );
   indexes.sort((a, b) => a - b);
   const extents: { beginOffset: number; endOffset: number }[] = [];
   for (const index of indexes) {
