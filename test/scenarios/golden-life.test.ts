@@ -4,7 +4,7 @@
 
 import { execFileSync } from 'node:child_process';
 import { createHash, randomUUID } from 'node:crypto';
-import { createReadStream, existsSync, readdirSync, readFileSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync, statSync } from 'node:fs';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -22,7 +22,6 @@ interface Manifest {
   readonly size: number;
   readonly contentMeaningful: boolean;
   readonly revisionCounterEnabled: boolean;
-  readonly files: Record<string, { sha256: string }>;
   readonly headSha256: string;
   readonly snapshots: Record<
     string,
@@ -33,7 +32,7 @@ interface Manifest {
 const GENERATION = 7_000_000;
 const CREATED = '2026-11-24T10:00:00Z';
 /** Each reads the whole volume: a chain of thirty is sampled. */
-const REVERTS_MAX = 3;
+const REVERTS_MAX = 2;
 const VOLUME_KEYS =
   'Size Head Dirty Rebuilding Error Parent SectorSize BackingFilePath Encrypted'.split(' ');
 const DISK_KEYS = 'Name Parent Removed UserCreated Created Labels'.split(' ');
@@ -63,10 +62,14 @@ function sha256(content: Uint8Array): string {
   return createHash('sha256').update(content).digest('hex');
 }
 
-async function fileSha256(path: string): Promise<string> {
-  const hash = createHash('sha256');
-  for await (const chunk of createReadStream(path)) hash.update(chunk as Buffer);
-  return hash.digest('hex');
+/** Change times of Longhorn's files but volume.meta: no byte is written without a new one. */
+function changeTimes(directory: string): Record<string, bigint> {
+  const names = readdirSync(directory).filter((name) => OF_LONGHORN.test(name));
+  return Object.fromEntries(
+    names
+      .filter((name) => name !== 'volume.meta')
+      .map((name) => [name, statSync(join(directory, name), { bigint: true }).ctimeNs]),
+  );
 }
 
 /** One opened directory and what it must hold. */
@@ -161,8 +164,9 @@ async function extracted(t: Test, archive: string, manifest: Manifest): Promise<
 }
 
 /** Opened and closed for an engine of ours, each of Longhorn's files is what it was. */
-async function checkUntouched(t: Test, life: Life, manifest: Manifest): Promise<void> {
+async function checkUntouched(t: Test, life: Life): Promise<void> {
   const { directory } = life;
+  const before = changeTimes(directory);
   const metaBefore = readFileSync(join(directory, 'volume.meta'), 'utf8');
   await life.open();
   const { standing } = await life.replica.status();
@@ -172,12 +176,7 @@ async function checkUntouched(t: Test, life: Life, manifest: Manifest): Promise<
   await life.replica.close();
   const metaAfter = readFileSync(join(directory, 'volume.meta'), 'utf8');
   t.equal(metaAfter, metaBefore.replace('"Dirty":true', '"Dirty":false'));
-  const changed: string[] = [];
-  for (const [name, { sha256: recorded }] of Object.entries(manifest.files)) {
-    if (name === 'volume.meta') continue;
-    if ((await fileSha256(join(directory, name))) !== recorded) changed.push(name);
-  }
-  t.same(changed, [], 'no byte of any other file changed');
+  t.same(changeTimes(directory), before, 'no other file of Longhorn was written to');
   t.ok(existsSync(join(directory, 'volume.roster')), 'the roster is beside them');
   life.checkFormat(t, 'opened');
 }
@@ -207,8 +206,9 @@ async function checkLife(t: Test, life: Life, manifest: Manifest): Promise<void>
     if (isMeaningful) t.equal(sha256(content), expected, `reverted to ${name}`);
     life.model = content;
     await life.fill(0, 4096, 0xa4);
-    t.ok(await life.holds(life.model), 'and written to');
+    await life.fill(manifest.size - 8192, 4096, 0xa4);
   }
+  if (kept.length > 0) t.ok(await life.holds(life.model), 'and written to');
   await replica.revert('volume-snap-ours.img', CREATED);
   t.ok(await life.holds(ours), 'reverted to ours');
   life.model = ours;
@@ -235,7 +235,7 @@ for (const source of sources) {
     const manifest = JSON.parse(readFileSync(join(source, fileName), 'utf8')) as Manifest;
     t.test(`#153 Longhorn's directory ${manifest.case} lives on`, async (t) => {
       const life = await extracted(t, join(source, `${manifest.case}.tar.zst`), manifest);
-      await checkUntouched(t, life, manifest);
+      await checkUntouched(t, life);
       await checkLife(t, life, manifest);
     });
   }
