@@ -1,0 +1,116 @@
+// What the chain does ahead of time or side by side for speed: it must change nothing that a reader
+// sees, give back every buffer and file, and stop when one part fails.
+
+import t from 'tap';
+
+import { SECTOR_BYTES } from '../../src/core/units.js';
+import type { Disk } from '../../src/disk/disk.js';
+import type { ImageChain } from '../../src/image/chain.js';
+import { RevisionCounter } from '../../src/image/revision-counter.js';
+import {
+  memoryChain,
+  memoryDisk,
+  openChain,
+  purge,
+  readBytes,
+  sectorBytes,
+  sectorsOf,
+  snapshot,
+  writeBytes,
+} from '../support/image-chains.js';
+
+const PAGE_SECTORS = 65536;
+
+/** First bytes of eight sectors. */
+async function sectorsAt(disk: Disk, chain: ImageChain, offset: number): Promise<number[]> {
+  const content = await readBytes(disk, chain, offset, 8 * SECTOR_BYTES);
+  return Array.from({ length: 8 }, (_, i) => content[i * SECTOR_BYTES] as number);
+}
+
+t.test('in a deep chain the first read has the rest of the index filled', async (t) => {
+  const sectors = 3 * PAGE_SECTORS;
+  const { disk, chain } = await memoryChain(sectors);
+  for (let layer = 1; layer <= 5; layer++) {
+    for (let page = 0; page < 3; page++) {
+      const offset = (page * PAGE_SECTORS + layer) * SECTOR_BYTES;
+      await writeBytes(disk, chain, offset, sectorsOf(layer));
+    }
+    await snapshot(chain, `s${layer}`);
+  }
+  await chain.close();
+  const again = await openChain(disk, '/volume');
+  const extentCalls = (): number => disk.log.filter(({ kind }) => kind === 'extents').length;
+  const atOpen = extentCalls();
+  await disk.pause();
+  t.equal(extentCalls(), atOpen, 'nothing is listed before the first request');
+  const first = await sectorsAt(disk, again, 0);
+  t.strictSame(first, [0, 1, 2, 3, 4, 5, 0, 0]);
+  // Six layers by three pages.
+  while (extentCalls() < atOpen + 18) await disk.pause();
+  const filled = extentCalls();
+  for (let page = 1; page < 3; page++) {
+    const offset = page * PAGE_SECTORS * SECTOR_BYTES;
+    t.strictSame(await sectorsAt(disk, again, offset), [0, 1, 2, 3, 4, 5, 0, 0]);
+  }
+  t.equal(extentCalls(), filled, 'later reads list nothing');
+  await again.close();
+});
+
+t.test('a chain that is closed while its index fills closes', async (t) => {
+  const { disk, chain } = await memoryChain(2 * PAGE_SECTORS);
+  for (let layer = 1; layer <= 5; layer++) await snapshot(chain, `s${layer}`);
+  await chain.close();
+  const again = await openChain(disk, '/volume');
+  await sectorsAt(disk, again, 0);
+  await again.close();
+  t.equal((await openChain(disk, '/volume')).info().dirty, false);
+});
+
+t.test(
+  'a write that fails ends a coalesce with its error, and gives back all buffers',
+  async (t) => {
+    const { disk, chain } = await memoryChain(64);
+    await snapshot(chain, 'a');
+    // Every other sector: 32 pieces.
+    for (let i = 0; i < 64; i += 2)
+      await writeBytes(disk, chain, i * SECTOR_BYTES, sectorsOf(i + 1));
+    await snapshot(chain, 'b');
+    await chain.markRemoved('a');
+    const before = await sectorBytes(disk, chain);
+    const free = disk.slab.freeCounts();
+    let writes = 0;
+    disk.fault = ({ kind, path }) =>
+      kind === 'write' && path.endsWith('-a.img') && ++writes === 5 ? 'IO_ERROR' : null;
+    await t.rejects(chain.coalesce('a', 'b'), { code: 'IO_ERROR' });
+    t.ok(writes < 32, `stopped after ${writes} of 32 writes`);
+    disk.fault = null;
+    t.strictSame(disk.slab.freeCounts(), free);
+    t.strictSame(await sectorBytes(disk, chain), before);
+    await purge(chain, 'a');
+    t.strictSame(await sectorBytes(disk, chain), before);
+  },
+);
+
+t.test('a snapshot whose files cannot be made leaves none of them behind', async (t) => {
+  for (const failing of ['volume-head-001.img.meta.tmp', 'volume-snap-a.img.meta.tmp']) {
+    const { disk, chain } = await memoryChain(4);
+    await writeBytes(disk, chain, 0, sectorsOf(1, 4));
+    const files = await disk.list('/volume');
+    disk.fault = ({ path }) => (path.endsWith(failing) ? 'NO_SPACE' : null);
+    await t.rejects(snapshot(chain, 'a'), { code: 'NO_SPACE', details: { rollback: 'succeeded' } });
+    disk.fault = null;
+    t.strictSame(await disk.list('/volume'), files, failing);
+    await snapshot(chain, 'a');
+    t.strictSame(await sectorBytes(disk, chain), [1, 1, 1, 1]);
+  }
+});
+
+t.test('a revision counter that cannot be made gives back its file and buffer', async (t) => {
+  const disk = memoryDisk();
+  await disk.makeDirectory('/volume');
+  const free = disk.slab.freeCounts();
+  disk.fault = ({ kind }) => (kind === 'write' ? 'IO_ERROR' : null);
+  await t.rejects(RevisionCounter.open(disk, '/volume'), { code: 'IO_ERROR' });
+  disk.fault = null;
+  t.strictSame(disk.slab.freeCounts(), free);
+});
