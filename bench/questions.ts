@@ -34,6 +34,7 @@ export interface Question {
 const QUESTIONS: Readonly<Record<string, () => Promise<Question>>> = {
   membership: async () => (await import('./membership.js')).membership,
   chain: async () => (await import('./snapshot-chain.js')).chain,
+  purge: async () => (await import('./purge.js')).purge,
   'snapshot-pause': async () => (await import('./snapshot-pause.js')).snapshotPause,
 };
 

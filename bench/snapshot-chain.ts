@@ -125,13 +125,16 @@ async function end(stack: ProcessStack): Promise<void> {
   for (const slot of stack.replicas) await slot.daemon?.end();
 }
 
-/** @throws when the command fails. */
-export async function snapshot(stack: ProcessStack, name: string): Promise<void> {
-  const url = `127.0.0.1:${stack.enginePort}`;
-  const args = [PROGRAM, '--url', url, 'snapshot', 'create', name];
-  const command = spawn(process.execPath, args, { stdio: ['ignore', 'ignore', 'inherit'] });
-  const [code] = await once(command, 'exit');
-  if (code !== 0) throw new Error(`snapshot create ended with ${String(code)}`);
+export function snapshot(stack: ProcessStack, name: string): Promise<void> {
+  return runCommand(stack, ['snapshot', 'create', name]);
+}
+
+/** A command of `longhorn` to the stack's engine. @throws when it fails. */
+export async function runCommand(stack: ProcessStack, command: readonly string[]): Promise<void> {
+  const args = [PROGRAM, '--url', `127.0.0.1:${stack.enginePort}`, ...command];
+  const child = spawn(process.execPath, args, { stdio: ['ignore', 'ignore', 'inherit'] });
+  const [code] = await once(child, 'exit');
+  if (code !== 0) throw new Error(`${command.join(' ')} ended with ${String(code)}`);
 }
 
 function median(values: readonly number[]): number {
