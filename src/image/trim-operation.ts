@@ -112,7 +112,7 @@ export class TrimOperation implements RangeHolder {
   private async trim(removed: readonly Layer[]): Promise<number> {
     const { io, beginOffset, endOffset } = this;
     const { stack } = io;
-    await stack.index.load(beginOffset / SECTOR_BYTES, endOffset / SECTOR_BYTES);
+    await io.loadOwners(beginOffset / SECTOR_BYTES, endOffset / SECTOR_BYTES);
     const isRemoved = new Set(removed);
     const older = stack.all().filter((layer) => layer !== stack.head);
     const kept = mergeRanges(
