@@ -147,13 +147,19 @@ export class Admin {
 
   /** Orderly: the manager starts the volume again. */
   private async restart(serving: Serving): Promise<void> {
-    const { world } = this;
+    const { world, manager } = this;
     await this.quiet(serving);
+    if (manager.adding !== null) return;
     if (!serving.host.process.isAlive || !serving.client.isCurrent) return;
     world.lookAround();
     world.note(`shut down ${serving.host.host}`);
-    await serving.host.engine.shutdown();
-    world.note(`shut down ${serving.host.host} done`);
+    manager.isShuttingDown = true;
+    try {
+      await Promise.race([serving.host.engine.shutdown(), ended(serving)]);
+      world.note(`shut down ${serving.host.host} done`);
+    } finally {
+      manager.isShuttingDown = false;
+    }
   }
 }
 

@@ -25,7 +25,7 @@ export class Client {
   /** False for an engine that was left behind: the volume has moved on. */
   isCurrent = true;
   /** From now on nothing it writes may ever be seen. */
-  private isFenced = false;
+  isFenced = false;
   private readonly world: World;
   private readonly host: EngineHost;
   private readonly pending = new Map<BlockRequest, Pending>();

@@ -70,11 +70,9 @@ export class EngineHost {
     rpc.serve(process, ENGINE_PORT, ControllerServiceDefinition, handlers);
   }
 
+  /** SIGKILL. */
   kill(): void {
-    this.process.kill();
-  }
-
-  dispose(): void {
+    if (!this.process.isAlive) return;
     this.process.kill();
     this.slab.give();
   }

@@ -6,6 +6,7 @@
 // so it does not begin one, and nothing befalls those replicas while it runs.
 
 import { addReplica } from '../../src/client/rebuild.js';
+import { purgeSnapshots } from '../../src/client/snapshots.js';
 import { toStorageError } from '../../src/core/errors.js';
 import { SimConnections } from './connections.js';
 import type { Client } from './client.js';
@@ -23,7 +24,12 @@ export class Manager {
   private readonly world: World;
   private readonly failures = new Map<string, number>();
   private readonly notBeforeUs = new Map<string, number>();
-  private adding: string | null = null;
+  /**
+   * Being added. Not while the volume is shut down: adding a replica to a volume that has none starts
+   * the volume with it alone, stale or not.
+   */
+  adding: string | null = null;
+  isShuttingDown = false;
 
   constructor(world: World) {
     this.world = world;
@@ -162,7 +168,7 @@ export class Manager {
   private keepReplicas(): void {
     const { world } = this;
     const { serving } = world;
-    if (serving === null || this.adding !== null) return;
+    if (serving === null || this.adding !== null || this.isShuttingDown) return;
     const { engine } = serving.host;
     const node = world.rng.shuffled(world.nodes).find((candidate) => {
       const member = engine.replicas.find(({ address }) => address === candidate.address);
@@ -205,8 +211,12 @@ export class Manager {
       node.hasLostData = false;
       this.failures.delete(node.host);
       world.lookAround();
+      // As Longhorn's manager does after a rebuild, so that snapshots of rebuilds do not pile up.
+      if (world.rng.chance(0.5)) await purgeSnapshots(connections, true);
     } catch (error) {
-      world.note(`adding ${node.host} failed: ${toStorageError(error).message}`);
+      world.note(
+        `adding ${node.host}, or the purge after it, failed: ${toStorageError(error).message}`,
+      );
       this.addFailed(node);
     }
   }

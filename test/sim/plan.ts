@@ -70,7 +70,7 @@ export function planOf(rng: Rng): Plan {
     hasRevisionCounter: rng.chance(0.2),
     latencyUs: rng.pick([50, 200, 1000]),
     jitterUs: rng.pick([20, 300, 3000]),
-    faultEveryMs: rng.pick([0, 300, 1000, 3000, 3000, 10_000]),
+    faultEveryMs: rng.pick([0, 1000, 3000, 5000, 10_000, 20_000]),
     faults: weights(rng, FAULT_KINDS),
     admin: weights(rng, ADMIN_KINDS),
     adminEveryMs: rng.pick([100, 500, 2000]),

@@ -161,7 +161,7 @@ export class SimRpc {
         isAnswerLost ? () => exchange.fail(lost('the connection was lost')) : deliver,
       );
     };
-    void this.handle(handler, channel, method, body, exchange.signal).then(
+    void this.handle(handler, channel, method, body, exchange).then(
       (payloads) =>
         answer(() => exchange.succeed(payloads.map((bytes) => method.responseType.decode(bytes)))),
       (error: unknown) => {
@@ -177,9 +177,14 @@ export class SimRpc {
     channel: Channel,
     method: MethodDefinition,
     body: Uint8Array,
-    signal: AbortSignal,
+    exchange: Exchange,
   ): Promise<Uint8Array[]> {
-    const call: RpcCall = { metadata: (name) => channel.metadata[name], signal };
+    const call: RpcCall = {
+      metadata: (name) => channel.metadata[name],
+      get signal() {
+        return exchange.signal;
+      },
+    };
     const response = handler(method.requestType.decode(body), call);
     const payloads: Uint8Array[] = [];
     if (method.responseStream) {
@@ -202,7 +207,8 @@ interface Channel {
 class Exchange {
   whenOver: () => void = () => undefined;
   private readonly caller: SimProcess;
-  private readonly abortion = new AbortController();
+  /** Made when a handler asks for it, which few do. */
+  private abortion: AbortController | null = null;
   private readonly resolve: (messages: unknown[]) => void;
   private readonly reject: (error: RpcError) => void;
   private timers: { cancel(): void }[] = [];
@@ -216,10 +222,12 @@ class Exchange {
     this.caller = caller;
     this.resolve = resolve;
     this.reject = reject;
-    caller.whenEnded(() => this.abortion.abort());
+    caller.whenEnded(() => this.abortion?.abort());
   }
 
   get signal(): AbortSignal {
+    this.abortion ??= new AbortController();
+    if (this.isOver || !this.caller.isAlive) this.abortion.abort();
     return this.abortion.signal;
   }
 
@@ -241,7 +249,7 @@ class Exchange {
     this.isOver = true;
     for (const timer of this.timers) timer.cancel();
     this.whenOver();
-    this.abortion.abort();
+    this.abortion?.abort();
     return true;
   }
 }

@@ -34,6 +34,7 @@ export async function runSeed(
   const world = new World(seed, keepsTrace);
   const onRejection = (error: unknown): void => world.failed(error);
   process.on('unhandledRejection', onRejection);
+  process.on('uncaughtException', onRejection);
   const manager = new Manager(world);
   try {
     let isOver = false;
@@ -60,6 +61,7 @@ export async function runSeed(
     // Rejections of this turn are reported after it.
     await new Promise((resolve) => setImmediate(resolve));
     process.off('unhandledRejection', onRejection);
+    process.off('uncaughtException', onRejection);
   }
   return resultOf(world, manager);
 }

@@ -133,7 +133,8 @@ export class SimConnection implements Connection {
     this.handler = handler;
     this.inbox.start(handler);
     if (this.state === 'closed') queueMicrotask(() => this.tellClosed());
-    else this.takeArrived();
+    // Like a socket's first bytes, what has arrived comes later than this call.
+    else queueMicrotask(() => this.takeArrived());
   }
 
   receiveInto(bufferOffset: number, lengthBytes: number): void {

@@ -120,6 +120,11 @@ export class World {
   /** Call when membership may have changed, and before anything dies. */
   lookAround(): void {
     for (const host of this.readableNow()) this.trueMembers.add(host);
+    for (const { host, client } of this.leftBehind) {
+      if (client.isFenced || !host.process.isAlive) continue;
+      // Nothing was acknowledged since, as far as it counts.
+      for (const node of this.checks.readable(host.engine)) this.trueMembers.add(node.host);
+    }
   }
 
   /** Something was acknowledged by the serving engine: who is not RW does not have it. */
@@ -150,7 +155,7 @@ export class World {
   }
 
   dispose(): void {
-    for (const host of this.hosts) host.dispose();
+    for (const host of this.hosts) host.kill();
     for (const node of this.nodes) node.dispose();
   }
 

@@ -446,9 +446,12 @@ export class MemoryDisk implements Disk {
 
   protected find(path: string): Node | undefined {
     let node: Node | undefined = this.root;
-    for (const name of path.split('/').filter((part) => part !== '')) {
+    for (let at = 1; at < path.length; ) {
       if (!(node instanceof DirectoryNode)) return undefined;
-      node = node.entries.get(name);
+      const slash = path.indexOf('/', at);
+      const end = slash < 0 ? path.length : slash;
+      if (end > at) node = node.entries.get(path.slice(at, end));
+      at = end + 1;
     }
     return node;
   }
