@@ -35,6 +35,7 @@ const QUESTIONS: Readonly<Record<string, () => Promise<Question>>> = {
   membership: async () => (await import('./membership.js')).membership,
   chain: async () => (await import('./snapshot-chain.js')).chain,
   purge: async () => (await import('./purge.js')).purge,
+  resync: async () => (await import('./resync.js')).resync,
   'snapshot-pause': async () => (await import('./snapshot-pause.js')).snapshotPause,
 };
 
