@@ -36,6 +36,7 @@ const QUESTIONS: Readonly<Record<string, () => Promise<Question>>> = {
   chain: async () => (await import('./snapshot-chain.js')).chain,
   purge: async () => (await import('./purge.js')).purge,
   resync: async () => (await import('./resync.js')).resync,
+  rebuild: async () => (await import('./rebuild.js')).rebuild,
   'snapshot-pause': async () => (await import('./snapshot-pause.js')).snapshotPause,
 };
 

@@ -43,9 +43,9 @@ async function answer(context: QuestionContext): Promise<readonly Answer[]> {
     const seconds = await timed(() => addAgain(stack, away, 'add'));
     const moved = Number((await daemon.event('files.synced'))['receivedBytes']);
     const source = join(context.directory, 'source');
-    await dd(context, '/dev/urandom', source, []);
+    await dd(context, '/dev/urandom', source, REWRITTEN, []);
     const target = join(context.directory, 'copy');
-    const copySeconds = await timed(() => dd(context, source, target, ['iflag=direct']));
+    const copySeconds = await timed(() => dd(context, source, target, REWRITTEN, ['iflag=direct']));
     return [
       {
         what: 'bytes moved, of those rewritten',
@@ -65,13 +65,17 @@ async function answer(context: QuestionContext): Promise<readonly Answer[]> {
   }
 }
 
-function write(context: QuestionContext, stack: ProcessStack, sizeBytes: number): Promise<unknown> {
+export function write(
+  context: QuestionContext,
+  stack: ProcessStack,
+  sizeBytes: number,
+): Promise<unknown> {
   const job = { rw: 'write', blockBytes: MIB, depth: 4 } as const;
   const place = onNbd(stack.nbdSocket, stack.volumeName);
   return runFio({ job, place, sizeBytes, length: 'once' }, context.signal);
 }
 
-async function addAgain(
+export async function addAgain(
   stack: ProcessStack,
   slot: ReplicaSlot,
   command: 'rm' | 'add',
@@ -83,19 +87,20 @@ async function addAgain(
   if (code !== 0) throw new Error(`${command} failed: ${stderr}`);
 }
 
-/** Copies as much as was rewritten past the page cache and makes it durable. */
-async function dd(
+/** Copies so many bytes past the page cache and makes them durable. */
+export async function dd(
   context: QuestionContext,
   from: string,
   to: string,
+  sizeBytes: number,
   flags: readonly string[],
 ): Promise<void> {
-  const length = ['bs=1M', `count=${REWRITTEN / MIB}`, 'oflag=direct', 'conv=fdatasync'];
+  const length = ['bs=1M', `count=${sizeBytes / MIB}`, 'oflag=direct', 'conv=fdatasync'];
   const { signal } = context;
   await promisify(execFile)('dd', [`if=${from}`, `of=${to}`, ...length, ...flags], { signal });
 }
 
-async function timed(action: () => Promise<unknown>): Promise<number> {
+export async function timed(action: () => Promise<unknown>): Promise<number> {
   const beginMs = performance.now();
   await action();
   return (performance.now() - beginMs) / 1000;
