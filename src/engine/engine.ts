@@ -148,9 +148,11 @@ export class Engine {
       // Before the first request: a member that cannot store it is none.
       await keeper.start(started.absent);
     } catch (error) {
+      for (const port of started.unused) group.closePort(port);
       await group.closeAll();
       throw error;
     }
+    for (const port of started.unused) this.dismiss(port);
     // The engine before this one has left it unflushed.
     const whole = [{ beginOffset: 0, endOffset: started.sizeBytes }];
     volume.written.noteAll(started.mayDiffer ?? whole);
@@ -159,6 +161,15 @@ export class Engine {
     this.checkpoints.start();
     this.forkSoon();
     return started.sizeBytes;
+  }
+
+  /** A replica that is not used learns why, so that a later start with it alone is refused. */
+  private dismiss(port: ReplicaPort): void {
+    const { group, keeper, log } = this;
+    void keeper
+      .tellOutsider(port)
+      .catch((error: unknown) => log.warn('roster.not.told', { replica: port.address, error }))
+      .finally(() => group.closePort(port));
   }
 
   private takeGeneration(probed: readonly Probed[]): void {

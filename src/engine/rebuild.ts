@@ -48,7 +48,7 @@ export async function addReplica(
   });
   try {
     checkIsAnother(membership, port);
-    if (mode === 'WO') await parts.keeper.tellJoiner(port);
+    if (mode === 'WO') await parts.keeper.tellOutsider(port);
     await volume.withBarrier(async () => {
       if (port.sizeBytes !== volume.sizeBytes && membership.all.length > 0) {
         throw new StorageError(

@@ -111,10 +111,10 @@ export class RosterKeeper {
   }
 
   /**
-   * A replica that will be filled learns first that it is no member, so that nobody takes it for
-   * one when it is found half filled and alone. @throws what storing fails with.
+   * A replica that is no member learns it: one that will be filled, before it is, and one that is
+   * stale. Nobody takes it for one then when it is found alone. @throws what storing fails with.
    */
-  async tellJoiner(port: ReplicaPort): Promise<void> {
+  async tellOutsider(port: ReplicaPort): Promise<void> {
     await this.storing;
     if (port.keepsRoster && this.stored !== null) await port.control.setRoster(this.stored);
   }

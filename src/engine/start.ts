@@ -43,6 +43,8 @@ export interface Started {
   readonly absent: readonly AbsentReplica[];
   /** Ranges in which the members may differ; null: all of them. */
   readonly mayDiffer: WriteIntents;
+  /** Opened, but not used: to be told who is in step, so that none of them is started alone, and closed. */
+  readonly unused: readonly ReplicaPort[];
 }
 
 export interface StartParts {
@@ -94,9 +96,6 @@ export async function startReplicas(
     const selected = selectTrusted(connected, rejected, settings, request, roster);
     const { volumeBytes } = selected;
     const trusted = await alignChains(selected.trusted, rejected);
-    for (const { port } of connected.filter((replica) => !trusted.includes(replica))) {
-      group.closePort(port);
-    }
     for (const { address, error } of rejected) {
       log.error('replica.rejected', { replica: address, error });
     }
@@ -111,7 +110,9 @@ export async function startReplicas(
       ({ replicaId }) => !diverged.some(({ port }) => port.replicaId === replicaId),
     );
     const mayDiffer = roster?.isClean === true ? [] : intents;
-    return { sizeBytes: volumeBytes, absent, mayDiffer };
+    const unused = connected.filter((replica) => !trusted.includes(replica));
+    const ports = unused.map(({ port }) => port);
+    return { sizeBytes: volumeBytes, absent, mayDiffer, unused: ports };
   } catch (error) {
     if (group.membership.all.length === 0) for (const { port } of connected) group.closePort(port);
     throw error;

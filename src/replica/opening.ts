@@ -10,6 +10,9 @@ import { WriteIntents } from './write-intents.js';
 /** Space that the header of an encrypted volume takes from its size. */
 const LUKS_HEADER_BYTES = 16 * MIB;
 
+/** Longhorn's own unwritten extents are in snapshots, never in a head. */
+const ANYWHERE = [{ beginOffset: 0, endOffset: Number.MAX_SAFE_INTEGER }];
+
 /** What can be changed while a replica runs, and outlives an open chain. */
 export interface ChainSettings {
   unmapMarkDiskChainRemoved: boolean;
@@ -34,7 +37,7 @@ export async function openForEngine(
   const { disk, directory, clock, log, revisionCounter, backingFilePath } = parts.options;
   // Another program may have put unwritten extents there on purpose, as Longhorn's restore does.
   const isOurs = parts.wasDirty && !parts.standing.isVoid;
-  const unfinishedRanges = isOurs ? await WriteIntents.stored(disk, directory) : [];
+  const unfinishedRanges = isOurs ? ((await WriteIntents.stored(disk, directory)) ?? ANYWHERE) : [];
   const chain = await ImageChain.open(disk, directory, {
     unfinishedRanges,
     clock,

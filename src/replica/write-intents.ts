@@ -151,9 +151,9 @@ export class WriteIntents {
   }
 
   /** Where the last process may have been writing, without opening anything; none when unknown. */
-  static async stored(disk: Disk, directory: string): Promise<readonly ByteRange[]> {
+  static async stored(disk: Disk, directory: string): Promise<readonly ByteRange[] | null> {
     const stored = await readStored(disk, `${directory}/${INTENTS_FILE}`);
-    return stored === null || stored.isUnknown ? [] : stored.ranges;
+    return stored === null || stored.isUnknown ? null : stored.ranges;
   }
 
   /** After the volume's data was deleted. A missing file is fine. */

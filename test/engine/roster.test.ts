@@ -381,6 +381,13 @@ t.test(
     const engine = await startWith(replicas, slab);
     t.same(modesOf(engine), ['ERR', 'RW', 'ERR']);
     t.match(engine.replicas[0]?.failure?.message, /stale/);
+    await settle();
+    t.same(
+      first.roster?.members,
+      [ID(1)],
+      'a stale one learns it: started alone it is refused later',
+    );
+    t.ok(first.isClosed && third.isClosed, 'and is closed again');
     t.match(second.roster, { members: [ID(1)], isClean: false });
   },
 );

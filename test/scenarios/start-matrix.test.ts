@@ -10,6 +10,7 @@ import { Slab, SLAB_BYTES } from '../../src/core/slab.js';
 import { MIB } from '../../src/core/units.js';
 import { Engine } from '../../src/engine/engine.js';
 import { defaultSettings } from '../../src/engine/settings.js';
+import { settle } from '../support/engine-bed.js';
 import { ManualClock } from '../support/manual-clock.js';
 import { memoryConnector, MemoryReplica } from '../support/memory-replica.js';
 
@@ -295,6 +296,7 @@ for (const row of TABLE) {
       return;
     }
     t.equal(engine.replicas.map(({ mode }) => mode).join(' '), row.outcome);
+    await settle();
     const failed = engine.replicas.filter(({ mode }) => mode === 'ERR');
     for (const [i, member] of failed.entries()) {
       t.match(member.failure?.message ?? '', row.reasons?.[i] ?? /never/, member.address);
