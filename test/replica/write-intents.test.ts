@@ -1,17 +1,8 @@
 // Write intents: whatever a crash, a torn write or a failing disk does, each region that a write may
 // have touched since the last checkpoint is known afterwards, or that nothing is known.
 
-import fc from 'fast-check';
 import t from 'tap';
-import {
-  BLOCK_OP,
-  type BlockDevice,
-  type BlockRequest,
-  submitAndWait,
-} from '../../src/core/block-device.js';
-import type { ByteRange } from '../../src/core/byte-ranges.js';
-import { realClock } from '../../src/core/clock-real.js';
-import { silentLogger } from '../../src/core/log.js';
+import { BLOCK_OP } from '../../src/core/block-device.js';
 import { GIB, MIB } from '../../src/core/units.js';
 import {
   BITMAP_BYTES,
@@ -23,81 +14,18 @@ import {
   SLOT_BYTES,
   setBits,
 } from '../../src/replica/intents-record.js';
-import { Replica } from '../../src/replica/replica.js';
-import { INTENTS_FILE, WriteIntents } from '../../src/replica/write-intents.js';
-import { EVERYTHING_SURVIVES, MemoryDisk, NOTHING_SURVIVES } from '../support/memory-disk.js';
-
-const DIRECTORY = '/r';
-const PATH = `${DIRECTORY}/${INTENTS_FILE}`;
-const WRITE_BYTES = 4096;
-
-/** Stands for the image chain: notes what arrives and finishes it. */
-class Next implements BlockDevice {
-  sizeBytes: number;
-  readonly arrived: ByteRange[] = [];
-
-  constructor(sizeBytes: number) {
-    this.sizeBytes = sizeBytes;
-  }
-
-  submit(request: BlockRequest): void {
-    const { op, offsetBytes, lengthBytes } = request;
-    if (op !== BLOCK_OP.read && op !== BLOCK_OP.flush) {
-      this.arrived.push({ beginOffset: offsetBytes, endOffset: offsetBytes + lengthBytes });
-    }
-    request.done(null);
-  }
-}
-
-async function newDisk(): Promise<MemoryDisk> {
-  const disk = new MemoryDisk();
-  await disk.makeDirectory(DIRECTORY);
-  await disk.syncDirectory('/');
-  return disk;
-}
-
-function open(
-  disk: MemoryDisk,
-  next: BlockDevice,
-  fields: { isMissingUnknown?: boolean; isStale?: boolean } = {},
-): Promise<WriteIntents> {
-  return WriteIntents.open({
-    disk,
-    directory: DIRECTORY,
-    next,
-    isMissingUnknown: fields.isMissingUnknown ?? false,
-    isStale: fields.isStale ?? false,
-  });
-}
-
-type Op = (typeof BLOCK_OP)[keyof typeof BLOCK_OP];
-
-function write(
-  intents: WriteIntents,
-  offsetBytes: number,
-  lengthBytes = WRITE_BYTES,
-  op: Op = BLOCK_OP.write,
-): Promise<BlockRequest> {
-  const device = {
-    sizeBytes: 0,
-    submit: (request: BlockRequest): void => intents.admit(request),
-  };
-  return submitAndWait(device, { op, offsetBytes, lengthBytes, bufferOffset: 0 });
-}
-
-/** True when every range is known to be touched. */
-function covers(known: readonly ByteRange[] | null, wanted: readonly ByteRange[]): boolean {
-  if (known === null) return true;
-  return wanted.every(({ beginOffset, endOffset }) =>
-    known.some((range) => range.beginOffset <= beginOffset && endOffset <= range.endOffset),
-  );
-}
-
-async function syncCount(disk: MemoryDisk, work: () => Promise<unknown>): Promise<number> {
-  disk.log.length = 0;
-  await work();
-  return disk.log.filter(({ kind, path }) => kind === 'sync' && path === PATH).length;
-}
+import { WriteIntents } from '../../src/replica/write-intents.js';
+import {
+  DIRECTORY,
+  Next,
+  PATH,
+  WRITE_BYTES,
+  covers,
+  newDisk,
+  open,
+  syncCount,
+  write,
+} from '../support/intents-bed.js';
 
 t.test(
   'a region costs one sync, reads and flushes none, and writes that come together share one',
@@ -369,179 +297,5 @@ t.test(
     t.ok(covers(again.ranges(), next.arrived));
     t.ok((again.ranges()?.length ?? 0) === 5);
     await again.close();
-  },
-);
-
-type Step = { kind: 'write'; region: number } | { kind: 'begin' | 'end' | 'reopen' | 'grow' };
-
-const step: fc.Arbitrary<Step> = fc.oneof(
-  { weight: 6, arbitrary: fc.record({ kind: fc.constant('write' as const), region: fc.nat(63) }) },
-  { weight: 2, arbitrary: fc.constant<Step>({ kind: 'begin' }) },
-  { weight: 2, arbitrary: fc.constant<Step>({ kind: 'end' }) },
-  { weight: 1, arbitrary: fc.constant<Step>({ kind: 'reopen' }) },
-  { weight: 1, arbitrary: fc.constant<Step>({ kind: 'grow' }) },
-);
-
-/** Runs steps with a simple model; stops at the first failure (the power cut). */
-class Model {
-  readonly disk: MemoryDisk;
-  readonly next: Next;
-  hasOpened = false;
-  /** Writes that may not be forgotten. */
-  previous: ByteRange[] = [];
-  current: ByteRange[] = [];
-
-  constructor(disk: MemoryDisk) {
-    this.disk = disk;
-    this.next = new Next(60_000 * MIB);
-  }
-
-  get wanted(): ByteRange[] {
-    return [...this.previous, ...this.current, ...this.next.arrived];
-  }
-
-  async run(steps: readonly Step[]): Promise<void> {
-    let intents = await open(this.disk, this.next);
-    this.hasOpened = true;
-    for (const step of steps) {
-      if (step.kind === 'write') await write(intents, step.region * 900 * MIB);
-      this.current.push(...this.next.arrived.splice(0));
-      if (step.kind === 'begin') {
-        await intents.begin();
-        this.previous.push(...this.current.splice(0));
-      } else if (step.kind === 'end') {
-        // From its call on, the old set may be forgotten.
-        this.previous = [];
-        await intents.end();
-      } else if (step.kind === 'reopen') {
-        await intents.close();
-        intents = await open(this.disk, this.next);
-        this.previous.push(...this.current.splice(0));
-      } else if (step.kind === 'grow') {
-        await intents.grow(this.next.sizeBytes * 2);
-        this.next.sizeBytes *= 2;
-      }
-      if (!covers(intents.ranges(), this.wanted)) throw new Error('forgotten while open');
-      const none = { isUnknown: intents.ranges() === null };
-      if (none.isUnknown) throw new Error('unknown for no reason');
-    }
-    await intents.close();
-  }
-}
-
-t.test(
-  'a power cut after any disk call: every write that went on is known at the next open',
-  async () => {
-    await fc.assert(
-      fc.asyncProperty(
-        fc.array(step, { minLength: 1, maxLength: 14 }),
-        fc.nat(80),
-        fc.integer({ min: 0, max: 0xffff }),
-        async (steps, cutAfter, survivorBits) => {
-          const disk = await newDisk();
-          const model = new Model(disk);
-          disk.crashAfter(cutAfter);
-          await model.run(steps).catch((error: unknown) => {
-            if (!disk.isCrashed) throw error;
-          });
-          disk.restart(
-            survivorBits === 0
-              ? NOTHING_SURVIVES
-              : {
-                  page: (_path, index) => ((survivorBits >> ((index + 1) & 15)) & 1) === 1,
-                  directoryChanges: (_path, count) => Math.min(count, survivorBits & 3),
-                },
-          );
-          const again = await open(disk, model.next, { isMissingUnknown: true });
-          if (!covers(again.ranges(), model.wanted)) throw new Error('a write was forgotten');
-          if (model.hasOpened && again.ranges() === null) throw new Error('unknown for no reason');
-          await again.close();
-        },
-      ),
-      { numRuns: 150 },
-    );
-  },
-);
-
-t.test('a power cut after each single call of one long history, cache kept or lost', async (t) => {
-  const steps: Step[] = [
-    { kind: 'write', region: 1 },
-    { kind: 'begin' },
-    { kind: 'write', region: 2 },
-    { kind: 'end' },
-    { kind: 'write', region: 3 },
-    { kind: 'begin' },
-    { kind: 'write', region: 4 },
-    { kind: 'begin' },
-    { kind: 'write', region: 5 },
-    { kind: 'grow' },
-    { kind: 'write', region: 6 },
-    { kind: 'reopen' },
-    { kind: 'write', region: 7 },
-    { kind: 'begin' },
-    { kind: 'end' },
-    { kind: 'write', region: 8 },
-  ];
-  for (const survivors of [NOTHING_SURVIVES, EVERYTHING_SURVIVES]) {
-    for (let cut = 0; ; cut++) {
-      const disk = await newDisk();
-      const model = new Model(disk);
-      disk.crashAfter(cut);
-      await model.run(steps).catch(() => undefined);
-      if (!disk.isCrashed) break;
-      disk.restart(survivors);
-      const again = await open(disk, model.next, { isMissingUnknown: true });
-      t.ok(covers(again.ranges(), model.wanted), `after ${cut} calls`);
-      await again.close();
-    }
-  }
-});
-
-t.test(
-  'a replica knows its writes after a crash, except those of an engine without checkpoints',
-  async (t) => {
-    const disk = new MemoryDisk();
-    const replica = await Replica.at({
-      newId: () => 'replica-one',
-      disk,
-      directory: DIRECTORY,
-      clock: realClock,
-      log: silentLogger,
-      revisionCounter: false,
-      encrypted: false,
-      unmapMarkDiskChainRemoved: false,
-      snapshotMaxCount: 250,
-      snapshotMaxBytes: 0,
-    });
-    const openBy = (engineGeneration: number): Promise<void> =>
-      replica.open({ isUpgrade: false, expectedBytes: 0, engineGeneration });
-    const bufferOffset = disk.slab.allocate(WRITE_BYTES);
-    const writeAt = (offsetBytes: number): Promise<BlockRequest> =>
-      submitAndWait(replica, {
-        op: BLOCK_OP.write,
-        offsetBytes,
-        lengthBytes: WRITE_BYTES,
-        bufferOffset,
-      });
-    await replica.create(16 * MIB);
-    await openBy(5);
-    await writeAt(3 * MIB);
-    await replica.abandon();
-    await t.rejects(replica.beginCheckpoint(), { code: 'NOT_OPEN' });
-    await openBy(6);
-    t.same(await replica.writeIntents(), [{ beginOffset: 3 * MIB, endOffset: 4 * MIB }]);
-    await replica.expand(32 * MIB);
-    await writeAt(20 * MIB);
-    await replica.beginCheckpoint();
-    await replica.endCheckpoint();
-    t.same(await replica.writeIntents(), []);
-    await replica.close();
-    await openBy(0);
-    await writeAt(0);
-    await replica.close();
-    await openBy(7);
-    t.equal(await replica.writeIntents(), null);
-    await replica.delete();
-    t.notOk((await disk.list(DIRECTORY)).includes(INTENTS_FILE));
   },
 );
