@@ -15,7 +15,7 @@ import { realClock } from '../../src/core/clock-real.js';
 import type { StorageError } from '../../src/core/errors.js';
 import { StorageError as Failure } from '../../src/core/errors.js';
 import { silentLogger } from '../../src/core/log.js';
-import type { Slab } from '../../src/core/slab.js';
+import { NO_BUFFER, type Slab } from '../../src/core/slab.js';
 import { KIB, MIB } from '../../src/core/units.js';
 import { createSlab } from '../../src/disk/native-disk.js';
 import type { FrameServerPolicy } from '../../src/frame-server/policy.js';
@@ -39,6 +39,7 @@ const NO_CAPABILITIES: readonly string[] = [];
 const EXTENSION_FIRST = 0x4c00;
 
 interface RigOptions {
+  readonly engineGeneration?: number;
   readonly capabilities?: readonly string[];
   readonly silenceMaxMs?: () => number;
 }
@@ -61,7 +62,7 @@ class Rig {
       capabilities: options.capabilities ?? ALL_CAPABILITIES,
       clock: this.clock,
       zeroRegion,
-      engineGeneration: 0,
+      engineGeneration: options.engineGeneration ?? 0,
       silenceMaxMs: options.silenceMaxMs ?? (() => 8000),
       failed: (error) => this.failures.push(error),
     });
@@ -444,4 +445,16 @@ t.test('a request that hangs keeps its server from closing for ten seconds only'
     await new Promise((resolve) => setImmediate(resolve));
   }
   await hanging;
+});
+
+t.test('a connection that was lost before the client greets the replica fails like any other', (t) => {
+  // Found by the simulator (seed 1437): the engine's process ended.
+  const slab = createTestSlab();
+  const connection = new MemoryConnection(slab);
+  connection.header = () => NO_BUFFER;
+  connection.vanish();
+  const rig = new Rig(connection, { offset: 0, lengthBytes: 4096 }, { engineGeneration: 1 });
+  rig.client.closed(null);
+  t.match(rig.failures, [{ code: 'CONNECTION_LOST' }]);
+  t.end();
 });
