@@ -12,7 +12,13 @@ import { LONG_CALL_DEADLINE_MS } from '../rpc/client.js';
 import { storageErrorOfRpc } from '../rpc/error-map.js';
 import { forkOf, standOnFork } from './rebuild-fork.js';
 import { type Connections, parseReplicaUrl, withContext } from './connections.js';
-import { getReplica, listReplicas, removeReplica, verifyRebuild } from './replicas.js';
+import {
+  describeReplicas,
+  getReplica,
+  listReplicas,
+  removeReplica,
+  verifyRebuild,
+} from './replicas.js';
 
 /** How often the sync agent is asked how far it is. */
 const PROGRESS_PERIOD_MS = 500;
@@ -114,7 +120,7 @@ class Rebuild {
     parseReplicaUrl(address);
     const volume = await connections.onEngine('get volume', (engine) => engine.volumeGet({}));
     const replica = await getReplica(connections, address);
-    if (volume.replicaCount === 0) return this.startWith();
+    if (volume.replicaCount === 0) return this.startWith(replica);
     const isMember = await this.checkMembership();
     if (request.isRestore) return this.joinRestore(volume.size, replica, isMember);
     await this.awaitSyncAgent();
@@ -128,9 +134,10 @@ class Rebuild {
     await this.fill(!isMember || replica.rebuilding);
   }
 
-  private async startWith(): Promise<void> {
+  private async startWith(replica: ReplicaInfo): Promise<void> {
     const { address, sizeBytes, currentSizeBytes } = this.request;
     this.report('start');
+    checkNeedsNoOther(address, replica);
     await this.connections.onEngine('start volume', (engine) =>
       engine.volumeStart({
         replicaAddresses: [address],
@@ -264,11 +271,12 @@ class Rebuild {
   private async fill(isMarked: boolean): Promise<void> {
     const { connections, request } = this;
     const { address } = request;
-    const sources = await this.sources();
+    await this.sources([]);
     this.throwIfAborted();
     if (!isMarked) await this.setRebuilding(true);
     this.report('prepare');
     const files = await this.prepare();
+    const sources = await this.sources(files);
     this.report('sync', 0, sources);
     await this.syncFiles(sources, files);
     this.throwIfAborted();
@@ -282,9 +290,12 @@ class Rebuild {
     this.report('finish');
   }
 
-  /** Readable replicas, as many as may be read from at once. */
-  private async sources(): Promise<string[]> {
-    const readable = (await listReplicas(this.connections)).filter(({ mode }) => mode === 'RW');
+  /**
+   * Readable replicas that have these files, as many as may be read from at once. A purge that ended on
+   * some of them only leaves others with more files.
+   */
+  private async sources(files: readonly SyncFileInfo[]): Promise<string[]> {
+    const readable = (await describeReplicas(this.connections)).filter(({ mode }) => mode === 'RW');
     if (readable.length === 0) {
       throw new StorageError('NO_BACKEND', 'cannot find any healthy replica to copy from');
     }
@@ -296,7 +307,10 @@ class Rebuild {
         if (storageErrorOfRpc(error).code === 'UNSUPPORTED') return CONCURRENT_SYNC_DEFAULT;
         throw storageErrorOfRpc(error);
       });
-    return readable.slice(0, Math.max(1, limit)).map(({ address }) => address);
+    const images = files.map(({ fromFileName }) => fromFileName).filter((f) => f.endsWith('.img'));
+    const holders = readable.filter(({ info }) => images.every((name) => info?.disks[name]));
+    const sources = holders.length > 0 ? holders : readable;
+    return sources.slice(0, Math.max(1, limit)).map(({ address }) => address);
   }
 
   private async prepare(): Promise<SyncFileInfo[]> {
@@ -395,6 +409,23 @@ class Rebuild {
   ): void {
     this.options.onProgress?.({ step, percent, sources });
   }
+}
+
+/**
+ * Alone, a replica that others may have left behind would become the newest generation, and the good
+ * ones would be rejected afterwards.
+ */
+function checkNeedsNoOther(address: string, { replicaId, roster, rosterVoid }: ReplicaInfo): void {
+  const isAlone = roster?.members.length === 1 && roster.members[0] === replicaId;
+  if (isAlone || (roster === undefined && !rosterVoid)) return;
+  const others = roster?.members.filter((id) => id !== replicaId) ?? [];
+  const why = rosterVoid
+    ? 'another program has used it'
+    : `it knows of ${others.length} other member${others.length === 1 ? '' : 's'} of its volume`;
+  const text =
+    `replica ${address} may lack writes that others have: ${why}. Start the volume with all its ` +
+    'replicas: longhorn start-with-replicas ADDRESS...';
+  throw new StorageError('INVALID_STATE', text, { others });
 }
 
 /**
