@@ -60,6 +60,8 @@ export class Admin {
         return this.removeReplica(serving);
       case 'restart':
         return this.restart(serving);
+      case 'compare':
+        return this.compare(serving);
       case 'expand':
         return;
     }
@@ -98,6 +100,14 @@ export class Admin {
     await serving.client.idle();
   }
 
+  /** In a quiet moment all copies are alike. */
+  private async compare(serving: Serving): Promise<void> {
+    const { world } = this;
+    await this.quiet(serving);
+    if (!serving.host.process.isAlive || !serving.client.isCurrent) return;
+    world.checks.alike(serving.host.engine, 'in a quiet moment');
+  }
+
   private async revert(serving: Serving): Promise<void> {
     const { world, rng } = this;
     const names = [...world.model.snapshots.keys()].filter((name) => !this.deleted.has(name));
@@ -106,6 +116,7 @@ export class Admin {
     await this.quiet(serving);
     if (!serving.host.process.isAlive || !serving.client.isCurrent) return;
     world.note(`revert ${name}`);
+    const takeBack = world.model.revertBegan(name);
     let isKnown = false;
     let wasRefused = false;
     try {
@@ -116,7 +127,8 @@ export class Admin {
       wasRefused = ['INVALID_STATE', 'BUSY'].includes(toStorageError(error).code);
       throw error;
     } finally {
-      if (!wasRefused) world.model.reverted(name, isKnown);
+      if (isKnown) world.model.reverted(name);
+      else if (wasRefused) takeBack();
       world.note(`revert ${name} ${isKnown ? 'done' : wasRefused ? 'refused' : 'unknown'}`);
     }
   }

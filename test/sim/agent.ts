@@ -22,6 +22,7 @@ import type { SimProcess } from './scheduler.js';
 
 /** Sectors that travel together. */
 const CHUNK_SECTORS = 16;
+const COPY_ATTEMPTS_MAX = 3;
 const COPY_TIMEOUT_US = 60_000_000;
 
 export interface SimAgentOptions {
@@ -144,11 +145,26 @@ export class SimAgent {
       const sources = Object.keys(request.fromAddressMap);
       let turn = 0;
       for (const file of request.syncFileInfoList) {
-        const source = sources[turn++ % sources.length] ?? request.fromAddress;
-        await this.copyFile(new URL(source).hostname, file);
+        await this.copyFromAny(file, sources, turn++);
       }
     } finally {
       this.isRebuilding = false;
+    }
+  }
+
+  /** Like the real job: what one source cannot give, another one may. */
+  private async copyFromAny(
+    file: SyncFileInfo,
+    sources: readonly string[],
+    turn: number,
+  ): Promise<void> {
+    for (let attempt = 0; ; attempt++) {
+      const source = sources[(turn + attempt) % sources.length] as string;
+      try {
+        return await this.copyFile(new URL(source).hostname, file);
+      } catch (error) {
+        if (attempt + 1 >= COPY_ATTEMPTS_MAX) throw error;
+      }
     }
   }
 

@@ -70,9 +70,10 @@ export class EngineHost {
     rpc.serve(process, ENGINE_PORT, ControllerServiceDefinition, handlers);
   }
 
-  /** SIGKILL. */
-  kill(): void {
+  /** SIGKILL, or with its machine: then what it had sent reaches some replicas and not others. */
+  kill(withMachine = false): void {
     if (!this.process.isAlive) return;
+    if (withMachine) this.transport.dropSome();
     this.process.kill();
     this.slab.give();
   }

@@ -105,7 +105,7 @@ export class Faults {
     const { serving } = this.world;
     if (serving === null || !serving.host.process.isAlive) return;
     this.world.note(`kill ${serving.host.host}`);
-    serving.host.kill();
+    serving.host.kill(this.rng.chance(0.6));
   }
 
   private losePower(node: ReplicaNode): void {

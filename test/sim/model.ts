@@ -184,17 +184,37 @@ export class Model {
     return snapshot.hasLostPower ? snapshot.weakCells : snapshot.cells;
   }
 
-  /** No write is pending. @param isKnown false: it may have been done. */
-  reverted(name: string, isKnown: boolean): void {
-    const snapshot = this.snapshots.get(name);
-    if (snapshot === undefined) throw new Error(`the model has no snapshot ${name}`);
-    const values = this.snapshotCells(snapshot);
+  /**
+   * A revert is on its way, with no write pending: from here on it may have been done.
+   * @returns takes it back, when it was refused.
+   */
+  revertBegan(name: string): () => void {
+    const values = this.valuesOf(name);
+    const before = this.cells.map(({ base, log }) => ({ base, log }));
     this.cells.forEach((cell, i) => {
-      const target = values[i] as readonly number[];
-      if (isKnown) cell.base = target;
-      else cell.base = [...new Set([...cell.base, ...target, ...cell.log.map((e) => e.stamp)])];
+      const stamps = cell.log.map(({ stamp }) => stamp);
+      cell.base = [...new Set([...cell.base, ...stamps, ...(values[i] as readonly number[])])];
       cell.log = [];
     });
+    return () => {
+      this.cells.forEach((cell, i) => {
+        Object.assign(cell, before[i]);
+      });
+    };
+  }
+
+  reverted(name: string): void {
+    const values = this.valuesOf(name);
+    this.cells.forEach((cell, i) => {
+      cell.base = values[i] as readonly number[];
+      cell.log = [];
+    });
+  }
+
+  private valuesOf(name: string): (readonly number[])[] {
+    const snapshot = this.snapshots.get(name);
+    if (snapshot === undefined) throw new Error(`the model has no snapshot ${name}`);
+    return this.snapshotCells(snapshot);
   }
 
   private cell(index: number): Cell {

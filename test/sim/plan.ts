@@ -48,6 +48,7 @@ export const ADMIN_KINDS = [
   'purge',
   'removeReplica',
   'restart',
+  'compare',
   'expand',
 ] as const;
 export type AdminKind = (typeof ADMIN_KINDS)[number];

@@ -83,6 +83,13 @@ export class SimTransport implements Transport {
     return Promise.resolve({ address: endpoint, close: () => Promise.resolve(close()) });
   }
 
+  /** What is on its way to some of the peers never arrives. */
+  dropSome(): void {
+    for (const connection of this.connections) {
+      if (this.network.rng.chance(0.5)) connection.dropSent();
+    }
+  }
+
   /** All connections to a host end as when the network resets them. */
   cut(host: string): void {
     for (const connection of [...this.connections]) {
@@ -177,6 +184,10 @@ export class SimConnection implements Connection {
     this.finish(error ?? null);
   }
 
+  dropSent(): void {
+    this.out?.drop();
+  }
+
   /** The network resets the connection, for both sides. */
   reset(): void {
     const { far } = this;
@@ -197,6 +208,7 @@ export class SimConnection implements Connection {
     const { network, process } = this.transport;
     this.state = 'closed';
     this.transport.connections.delete(this);
+    // A machine that dies takes what it had not sent with it; a process leaves that to the kernel.
     if (network.isDown(process.host)) this.out?.drop();
     else this.tellFar(network.rng.chance(0.5) ? 'ECONNRESET' : null);
   }

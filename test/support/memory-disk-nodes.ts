@@ -79,10 +79,14 @@ export class FileNode {
   }
 }
 
-/** A page of which only some eighths of the new content reached the disk. */
+/**
+ * A page of which only some eighths of the new content reached the disk. Where there was none, the
+ * file system has allocated it but not yet noted that it was written: it reads zero.
+ */
 function torn(old: Page | undefined, next: Page | undefined, eighths: number): Page | undefined {
   if (eighths === 0 || !(next instanceof Uint8Array)) return old;
-  const page = old instanceof Uint8Array ? old.slice() : new Uint8Array(SECTOR_BYTES);
+  if (!(old instanceof Uint8Array)) return UNWRITTEN;
+  const page = old.slice();
   const step = SECTOR_BYTES / 8;
   for (let i = 0; i < 8; i++) {
     if ((eighths & (1 << i)) !== 0) page.set(next.subarray(i * step, (i + 1) * step), i * step);
