@@ -2,8 +2,10 @@
 #include "file_ops.h"
 
 #include <fcntl.h>
+#include <linux/fs.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -86,6 +88,29 @@ class OpenTask final : public FileTask {
   bool direct_;
   int error_ = 0;
   UniqueFd fd_;
+};
+
+/** Swaps what two names stand for, in one step. */
+class ExchangeTask final : public FileTask {
+ public:
+  ExchangeTask(napi_env env, std::string one, std::string other)
+      : FileTask(env), one_(std::move(one)), other_(std::move(other)) {}
+
+ private:
+  void Run() override {
+    result_ = Retry([&] {
+      return ::syscall(SYS_renameat2, AT_FDCWD, one_.c_str(), AT_FDCWD, other_.c_str(),
+                       RENAME_EXCHANGE);
+    });
+  }
+
+  napi_value Result(napi_env env) override {
+    return Napi::Number::New(env, static_cast<double>(result_));
+  }
+
+  std::string one_;
+  std::string other_;
+  int64_t result_ = 0;
 };
 
 class CloseTask final : public FileTask, public CloseWaiter {
@@ -205,7 +230,8 @@ class FileTableObject final : public Napi::ObjectWrap<FileTableObject> {
              InstanceMethod<&Self::Sync>("sync"), InstanceMethod<&Self::Allocate>("allocate"),
              InstanceMethod<&Self::Stat>("stat"), InstanceMethod<&Self::Extents>("extents"),
              InstanceMethod<&Self::UnwrittenExtents>("unwrittenExtents"),
-             InstanceMethod<&Self::TryLock>("tryLock")}));
+             InstanceMethod<&Self::TryLock>("tryLock"),
+             InstanceMethod<&Self::Exchange>("exchange")}));
   }
 
   explicit FileTableObject(const Napi::CallbackInfo& info)
@@ -287,6 +313,15 @@ class FileTableObject final : public Napi::ObjectWrap<FileTableObject> {
   Napi::Value TryLock(const Napi::CallbackInfo& info) {
     if (!AreIntegers(info, 0, 1)) return info.Env().Undefined();
     return Number(info, [](int fd) { return ::flock(fd, LOCK_EX | LOCK_NB); });
+  }
+
+  Napi::Value Exchange(const Napi::CallbackInfo& info) {
+    if (!info[0].IsString() || !info[1].IsString()) {
+      Napi::TypeError::New(info.Env(), "a path is not a string").ThrowAsJavaScriptException();
+      return info.Env().Undefined();
+    }
+    return Start(info, std::make_unique<ExchangeTask>(info.Env(), info[0].As<Napi::String>(),
+                                                      info[1].As<Napi::String>()));
   }
 
   /** Throws a TypeError and returns false unless the arguments are non-negative safe integers. */

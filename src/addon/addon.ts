@@ -55,6 +55,8 @@ export interface NativeFileTable {
   ): Promise<Float64Array | number>;
   /** flock(LOCK_EX | LOCK_NB): 0, or -EWOULDBLOCK when another holds it. */
   tryLock(file: number): Promise<number>;
+  /** renameat2(RENAME_EXCHANGE): 0 or a negative errno. */
+  exchange(path: string, otherPath: string): Promise<number>;
 }
 
 export interface NativeDiskQueue {

@@ -105,6 +105,11 @@ export interface Disk {
   /** Creates or replaces a file and makes its content durable (fsync), not its directory entry. */
   writeFile(path: string, content: Uint8Array, mode?: number): Promise<void>;
   rename(from: string, to: string): Promise<void>;
+  /**
+   * Two files of one directory swap their names, in one step.
+   * @throws NOT_FOUND; UNSUPPORTED where the file system cannot.
+   */
+  exchange(path: string, otherPath: string): Promise<void>;
   /** Hard link. @throws ALREADY_EXISTS. */
   link(existing: string, created: string): Promise<void>;
   /** @throws NOT_FOUND. */

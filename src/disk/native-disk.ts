@@ -4,6 +4,7 @@
 
 import { constants as fsConstants } from 'node:fs';
 import * as fs from 'node:fs/promises';
+import { constants as osConstants } from 'node:os';
 
 import { addon, type DiskBackend, type NativeFileTable } from '../addon/addon.js';
 import { StorageError } from '../core/errors.js';
@@ -13,6 +14,8 @@ import type { Disk, FileStat, OpenOptions } from './disk.js';
 import { diskErrorOfResult, diskErrorOfThrown } from './disk-error.js';
 import { NativeDiskFile } from './native-disk-file.js';
 import { NativeDiskQueue } from './native-disk-queue.js';
+
+const { EINVAL, ENOSYS, EOPNOTSUPP } = osConstants.errno;
 
 /** Slab memory for one process; reservedBytes is for Slab.reserve(). */
 export function createSlab(reservedBytes: number): Slab {
@@ -93,6 +96,15 @@ export class NativeDisk implements Disk {
 
   async rename(from: string, to: string): Promise<void> {
     await control('rename', `${from} to ${to}`, () => fs.rename(from, to));
+  }
+
+  async exchange(path: string, otherPath: string): Promise<void> {
+    const result = await this.files.exchange(path, otherPath);
+    if (result >= 0) return;
+    const error = diskErrorOfResult(result, 'exchange', path);
+    if (result !== -EINVAL && result !== -ENOSYS && result !== -EOPNOTSUPP) throw error;
+    const message = `the file system of ${path} cannot exchange two files`;
+    throw new StorageError('UNSUPPORTED', message, error.details);
   }
 
   async link(existing: string, created: string): Promise<void> {

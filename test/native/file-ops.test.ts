@@ -245,6 +245,10 @@ t.test('directories and names', async (t) => {
 
   await disk.rename(path('d/a'), path('d/b'));
   t.equal(await readFile(path('d/b'), 'utf8'), 'a');
+  await disk.exchange(path('d/b'), path('d/c'));
+  t.equal(await readFile(path('d/b'), 'utf8'), 'c');
+  t.equal(await readFile(path('d/c'), 'utf8'), 'a');
+  await t.rejects(disk.exchange(path('d/b'), path('d/none')), { code: 'NOT_FOUND' });
   await disk.link(path('d/b'), path('d/e'));
   await t.rejects(disk.link(path('d/b'), path('d/c')), { code: 'ALREADY_EXISTS' });
   const [one, two] = [await disk.stat(path('d/b')), await disk.stat(path('d/e'))];

@@ -42,6 +42,7 @@ export interface DiskCall {
     | 'readFile'
     | 'writeFile'
     | 'rename'
+    | 'exchange'
     | 'link'
     | 'unlink'
     | 'makeDirectory'
@@ -215,6 +216,16 @@ export class MemoryDisk implements Disk {
       node.changedMs = this.nowMs();
     }
     this.called('rename');
+  }
+
+  async exchange(path: string, otherPath: string): Promise<void> {
+    await this.call('exchange', path);
+    const [directory, name] = this.parentOf(path);
+    const [, otherName] = this.parentOf(otherPath);
+    const [node, other] = [this.fileAt(path), this.fileAt(otherPath)];
+    directory.change((entries) => entries.set(name, other).set(otherName, node));
+    node.changedMs = other.changedMs = this.nowMs();
+    this.called('exchange');
   }
 
   async link(existing: string, created: string): Promise<void> {
