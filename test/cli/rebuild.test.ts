@@ -8,7 +8,7 @@ import { Connections } from '../../src/client/connections.js';
 import { ReplicaMode } from '../../src/api/generated/controller.js';
 import { realClock } from '../../src/core/clock-real.js';
 import { type CliResult, CliWorker, SocketClient } from '../support/cli.js';
-import { ProcessStack, type ReplicaSlot } from '../support/process-stack.js';
+import { type Daemon, ProcessStack, type ReplicaSlot } from '../support/process-stack.js';
 
 const MIB = 1024 * 1024;
 const SECTOR = 4096;
@@ -159,6 +159,27 @@ t.test(
     t.same(await modes(), ['RW', 'RW', 'RW']);
   },
 );
+
+t.test('an engine without replicas is not started by one that others left behind', async (t) => {
+  const { stack, add, modes } = await bench(t);
+  const [first, second] = stack.replicas as [ReplicaSlot, ReplicaSlot];
+  const engine = stack.engine as Daemon;
+  await second.daemon?.end('SIGKILL');
+  const client = await SocketClient.connect(socketOf(stack));
+  await client.write(0, Buffer.alloc(SECTOR, 1));
+  client.close();
+  await engine.event('fork.cut');
+  await engine.end();
+  await stack.startReplica(second);
+  await stack.startEngine([], SOCKET_FRONTEND);
+  const refused = await add(second);
+  t.equal(refused.code, EXIT_CODE.failure);
+  t.match(refused.stderr, /1 other member of its volume.*start-with-replicas/);
+  t.same(await modes(), [], 'the engine still has none');
+  const { code, stderr } = await add(first);
+  t.equal(code, EXIT_CODE.ok, stderr);
+  t.same(await modes(), ['RW'], 'the one that holds everything starts it');
+});
 
 t.test('callers who mean another volume or instance are refused everywhere', async (t) => {
   const { stack, cli } = await bench(t);

@@ -7,6 +7,7 @@ import {
   type AddReplicaOptions,
   type AddReplicaRequest,
 } from '../../src/client/rebuild.js';
+import type { Roster } from '../../src/api/generated/replica.js';
 import { realClock } from '../../src/core/clock-real.js';
 import { StorageError } from '../../src/core/errors.js';
 import { FakeVolume, SOURCE } from '../support/fake-volume.js';
@@ -103,6 +104,31 @@ t.test('the first replica of a volume starts it', async (t) => {
   const fake = await fakeVolume(t, (f) => (f.isEmpty = true));
   t.equal(await add(fake), null);
   t.same(fake.calls, ['start 1']);
+});
+
+t.test('a volume is started by one replica only when no other can hold more', async (t) => {
+  const rosterOf = (...members: string[]): Roster => ({
+    generation: 7,
+    number: 2,
+    members,
+    absent: [],
+    clean: true,
+  });
+  const cases: [string, RegExp | null, Partial<FakeVolume>][] = [
+    ['new', null, { replicaId: 'me' }],
+    ['the only member', null, { replicaId: 'me', roster: rosterOf('me') }],
+    ['one of two', /start-with-replicas/, { replicaId: 'me', roster: rosterOf('me', 'other') }],
+    ['no member', /start-with-replicas/, { replicaId: 'me', roster: rosterOf('other') }],
+    ['told of no members', /start-with-replicas/, { replicaId: 'me', roster: rosterOf() }],
+    ['used by another program since', /start-with-replicas/, { replicaId: 'me', rosterVoid: true }],
+  ];
+  for (const [what, refusal, fields] of cases) {
+    const fake = await fakeVolume(t, (f) => Object.assign(f, { isEmpty: true }, fields));
+    const error = await add(fake);
+    if (refusal === null) t.equal(error, null, what);
+    else t.match(error?.message, refusal, what);
+    t.same(fake.calls, refusal === null ? ['start 1'] : [], `${what}: calls`);
+  }
 });
 
 t.test('a replica for a restore joins without a snapshot and is not filled', async (t) => {

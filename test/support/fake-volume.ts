@@ -7,7 +7,11 @@ import {
   ReplicaMode,
   type Volume,
 } from '../../src/api/generated/controller.js';
-import { type Replica, ReplicaServiceDefinition } from '../../src/api/generated/replica.js';
+import {
+  type Replica,
+  ReplicaServiceDefinition,
+  type Roster,
+} from '../../src/api/generated/replica.js';
 import { SyncAgentServiceDefinition } from '../../src/api/generated/syncagent.js';
 import { realClock } from '../../src/core/clock-real.js';
 import { StorageError } from '../../src/core/errors.js';
@@ -26,6 +30,9 @@ export class FakeVolume {
   replicaBytes = VOLUME_BYTES;
   state = 'closed';
   rebuilding = false;
+  replicaId = '';
+  roster: Roster | undefined = undefined;
+  rosterVoid = false;
   /** Mode of the new replica in the engine's list. */
   mode: 'absent' | 'WO' | 'RW' | 'ERR' = 'absent';
   isEmpty = false;
@@ -196,10 +203,10 @@ export class FakeVolume {
       capabilities: [],
       hostBootId: '',
       localDataPath: '',
-      replicaId: '',
+      replicaId: this.replicaId,
       engineGeneration: 0,
-      roster: undefined,
-      rosterVoid: false,
+      roster: this.roster,
+      rosterVoid: this.rosterVoid,
     };
   }
 }
