@@ -23,7 +23,7 @@ export class Checks {
     text: string,
   ): void {
     const { model } = this.world;
-    for (const node of this.readable(engine)) {
+    for (const node of this.powered(engine)) {
       const found = this.cellsOf(node, false, firstCell, entries.length, text);
       entries.forEach((entry, i) => {
         if (!model.isNewest(firstCell + i, entry) || found[i] === entry.stamp) return;
@@ -38,7 +38,7 @@ export class Checks {
   /** P2: what was answered before the flush would survive a loss of power now. */
   flushed(engine: Engine, text: string): void {
     const { model } = this.world;
-    for (const node of this.readable(engine)) {
+    for (const node of this.powered(engine)) {
       this.durable(node, 0, model.cells.length, 'flush', text);
     }
   }
@@ -72,7 +72,7 @@ export class Checks {
     for (const { mode, port } of engine.replicas) {
       if (mode !== 'ERR' && port !== null) inStep.add(port.replicaId);
     }
-    for (const node of this.readable(engine)) {
+    for (const node of this.powered(engine)) {
       const members = node.peek.rosterMembers() ?? [];
       const stale = members.find((id) => !inStep.has(id));
       if (stale === undefined) continue;
@@ -100,7 +100,7 @@ export class Checks {
   /** P5: nothing is in flight and nothing is being made equal, so the RW copies are alike. */
   alike(engine: Engine, when: string): void {
     if (engine.convergence.isRunning) return;
-    const [first, ...others] = this.readable(engine);
+    const [first, ...others] = this.powered(engine);
     if (first === undefined) return;
     const count = this.world.model.cells.length;
     const expected = this.cellsOf(first, false, 0, count, when);
@@ -156,6 +156,11 @@ export class Checks {
       this.world.violated('P7', `${node.host} cannot be read (${when}): ${String(error)}`);
       return new Array<number>(count).fill(0);
     }
+  }
+
+  /** Without those that lost power a moment ago, which the engine has not noticed. */
+  private powered(engine: Engine): ReplicaNode[] {
+    return this.readable(engine).filter((node) => !node.isDown && !node.hasLostData);
   }
 
   readable(engine: Engine): ReplicaNode[] {
