@@ -18,6 +18,7 @@ import { StorageError } from '../../src/core/errors.js';
 import { silentLogger } from '../../src/core/log.js';
 import { createRpcServer, type RpcServer, type ServiceHandlers } from '../../src/rpc/server.js';
 import { freePorts } from './process-stack.js';
+import { replicaInfo } from './replica-info.js';
 
 export const SOURCE = 'tcp://127.0.0.1:9';
 const SOURCE_2 = 'tcp://127.0.0.1:12';
@@ -180,34 +181,14 @@ export class FakeVolume {
   }
 
   private replicaMessage(): Replica {
-    return {
-      dirty: false,
+    return replicaInfo({
       rebuilding: this.rebuilding,
-      head: 'volume-head-000.img',
-      parent: '',
       size: String(this.replicaBytes),
-      sectorSize: 512,
-      backingFile: '',
       state: this.state,
-      chain: [],
-      disks: {},
-      remainSnapshots: 0,
-      revisionCounter: 0,
-      lastModifyTime: '0',
-      headFileSize: 0,
-      revisionCounterDisabled: false,
-      unmapMarkDiskChainRemoved: false,
-      snapshotCountUsage: 0,
-      snapshotSizeUsage: 0,
-      snapshotCountTotal: 0,
-      capabilities: [],
-      hostBootId: '',
-      localDataPath: '',
       replicaId: this.replicaId,
-      engineGeneration: 0,
       roster: this.roster,
       rosterVoid: this.rosterVoid,
-    };
+    });
   }
 }
 
