@@ -150,13 +150,13 @@ t.test('fio reports are read with text before them, and failures are seen', asyn
   const idle = { total_ios: 0, iops: 0, bw_bytes: 0, runtime: 0, lat_ns: { mean: 0 }, clat_ns: {} };
   const busy = {
     ...{ total_ios: 100, iops: 50, bw_bytes: 204800, runtime: 2000, lat_ns: { mean: 5000 } },
-    clat_ns: { percentile: { '99.000000': 9000 } },
+    clat_ns: { max: 12_000, percentile: { '99.000000': 9000 } },
   };
   const report = (error: number, write: object): string =>
     JSON.stringify({ jobs: [{ error, usr_cpu: 10, sys_cpu: 15, read: idle, write }] });
   t.same(parseFioReport(`fio: a note\n${report(0, busy)}`, 'randwrite'), {
     ...{ requests: 100, iops: 50, bytesPerSecond: 204800, meanMicros: 5, p99Micros: 9 },
-    cpuMicros: 500_000,
+    ...{ maxMicros: 12, cpuMicros: 500_000 },
   });
   t.throws(() => parseFioReport(report(5, busy), 'randwrite'), /errno 5/);
   t.throws(() => parseFioReport(report(0, idle), 'randwrite'), /no requests/);
