@@ -44,6 +44,24 @@ export function subtractRanges(
   return from.flatMap((range) => gapsBetween(removed, range.beginOffset, range.endOffset));
 }
 
+/** What two normal lists share. */
+export function intersectRanges(
+  first: readonly ByteRange[],
+  second: readonly ByteRange[],
+): ByteRange[] {
+  const shared: ByteRange[] = [];
+  for (let i = 0, j = 0; i < first.length && j < second.length; ) {
+    const one = first[i] as ByteRange;
+    const other = second[j] as ByteRange;
+    const beginOffset = Math.max(one.beginOffset, other.beginOffset);
+    const endOffset = Math.min(one.endOffset, other.endOffset);
+    if (beginOffset < endOffset) shared.push({ beginOffset, endOffset });
+    if (one.endOffset < other.endOffset) i++;
+    else j++;
+  }
+  return shared;
+}
+
 export function totalBytes(ranges: readonly ByteRange[]): number {
   return ranges.reduce((sum, range) => sum + range.endOffset - range.beginOffset, 0);
 }

@@ -1,70 +1,40 @@
-// The long work of a purge, next to I/O. Coalesce copies a child's data down into the file of its
-// removed parent, after which the child takes that file over; prune punches out of the removed
-// snapshot behind the head what the head hides. Both go range by range, and each range is held
-// against trims and writes meanwhile, because those change what hides what.
+// The long work of a purge, next to I/O. Coalesce makes one file of a removed parent and its child:
+// the smaller of the two is copied down into the larger, which the child then takes over (replace).
+// Prune punches out of the removed snapshot behind the head what the head hides.
+//
+// Data only ever goes down, into a file whose new extents the file above hides: a power failure
+// leaves blocks that are allocated and not written, which read zero. So when the parent is the
+// smaller one, it first loses what the child hides; then no block is in both files, either may
+// be on top, and the two files exchange their names in one step.
 
-import type { ByteRange } from '../core/byte-ranges.js';
+import { intersectRanges } from '../core/byte-ranges.js';
 import { StorageError } from '../core/errors.js';
-import { NO_BUFFER, type Slab } from '../core/slab.js';
-import { alignDown, alignUp, MIB, SECTOR_BYTES } from '../core/units.js';
-import { DISK_OP, type DiskFile } from '../disk/disk.js';
+import type { DiskFile } from '../disk/disk.js';
+import type { WorkOptions } from './chain-info.js';
 import type { ChainIo } from './chain-io.js';
-import type { WorkOptions } from './chain.js';
-import { diskError } from './disk-errors.js';
-import { clearSectors, runDisk, writeSectors } from './disk-work.js';
-import { visitExtents, type Layer } from './layer-stack.js';
-
-/** Pieces copied side by side: small extents would otherwise each wait for the disk twice in turn. */
-const WORKERS_MAX = 8;
-/** Bytes of one piece: one slab buffer for each worker, 1 MiB in all. */
-const COPY_BYTES = MIB / WORKERS_MAX;
-/** Range of the volume that one prune step looks at. */
-const PRUNE_BYTES = 64 * MIB;
-
-/** Between steps, with no range held. */
-function checkGoesOn(io: ChainIo, options: WorkOptions): void {
-  if (io.refusal !== null) throw io.refusal;
-  if (options.signal?.aborted === true)
-    throw new StorageError('CANCELLED', 'the purge was cancelled');
-}
-
-/** A buffer must be at hand before a range is held: whoever waits for the range may hold buffers. */
-async function takeBuffer(slab: Slab, lengthBytes: number): Promise<number> {
-  for (;;) {
-    const bufferOffset = slab.allocate(lengthBytes);
-    if (bufferOffset !== NO_BUFFER) return bufferOffset;
-    await new Promise<void>((resolve) => slab.whenReleased(resolve));
-  }
-}
-
-/** At least one buffer; more only while the slab has them to spare. */
-async function takeBuffers(slab: Slab): Promise<number[]> {
-  const buffers = [await takeBuffer(slab, COPY_BYTES)];
-  while (buffers.length < WORKERS_MAX) {
-    const bufferOffset = slab.allocate(COPY_BYTES);
-    if (bufferOffset === NO_BUFFER) break;
-    buffers.push(bufferOffset);
-  }
-  return buffers;
-}
+import {
+  checkGoesOn,
+  ExtentCopier,
+  LISTED_BYTES,
+  punchRanges,
+  sectorRanges,
+} from './extent-copy.js';
+import type { Layer } from './layer-stack.js';
 
 export class Coalescer {
   private readonly io: ChainIo;
-  private readonly parent: DiskFile;
+  private readonly parent: Layer;
   private readonly child: Layer;
   private readonly parentIsLowest: boolean;
   private readonly options: WorkOptions;
-  private doneBytes = 0;
-  /** A worker failed: the others stop at their next piece. */
-  private hasFailed = false;
 
   /**
-   * @param parent open for writing.
+   * @param parent, child of their own, open for writing; they stand for the files, not the names.
    * @param parentIsLowest nothing lies below the parent, so that a hole in it reads zero.
    */
   constructor(
     io: ChainIo,
-    parent: DiskFile,
+    parent: Layer,
     child: Layer,
     parentIsLowest: boolean,
     options: WorkOptions,
@@ -76,164 +46,107 @@ export class Coalescer {
     this.options = options;
   }
 
-  /** Copies all data of the child; durable when it returns. @throws CANCELLED, NO_SPACE, IO_ERROR. */
-  async run(): Promise<void> {
-    const { child } = this;
-    const parentBytes = await this.parent.sizeBytes();
-    if (parentBytes > child.imageBytes) {
+  /**
+   * Durable when it returns: the file that now has the parent's name holds the data of both.
+   * @param exchangeNames swaps the names of the two files, durably; false where that cannot be.
+   * @throws CANCELLED, NO_SPACE, IO_ERROR.
+   */
+  async run(exchangeNames: () => Promise<boolean>): Promise<void> {
+    const { parent, child } = this;
+    if (parent.imageBytes > child.imageBytes) {
       throw new StorageError(
         'IMAGE_TRUNCATED',
-        `${this.parent.path} has ${parentBytes} bytes, more than its child ${child.diskName}`,
-        { parentBytes, childBytes: child.imageBytes },
+        `${parent.file.path} has ${parent.imageBytes} bytes, more than its child ${child.diskName}`,
+        { parentBytes: parent.imageBytes, childBytes: child.imageBytes },
       );
     }
-    if (parentBytes < child.imageBytes) await this.parent.truncate(child.imageBytes);
-    const totalBytes = await child.file.allocatedBytes();
-    const buffers = await takeBuffers(this.io.slab);
-    try {
-      for (let begin = 0; begin < child.imageBytes; begin += PRUNE_BYTES) {
-        const end = Math.min(child.imageBytes, begin + PRUNE_BYTES);
-        await this.copyExtents(begin, end, buffers, totalBytes);
-      }
-    } finally {
-      for (const buffer of buffers) this.io.slab.release(buffer);
+    if (parent.imageBytes < child.imageBytes) {
+      await parent.file.truncate(child.imageBytes);
+      parent.imageBytes = child.imageBytes;
     }
-    await this.parent.sync();
-    this.options.onProgress?.(totalBytes, totalBytes);
+    const hasSmallParent =
+      (await parent.file.allocatedBytes()) < (await child.file.allocatedBytes());
+    const isExchanged = hasSmallParent && (await this.exchange(exchangeNames));
+    if (isExchanged) await this.copyDown(parent, child.file);
+    else await this.copyDown(child, parent.file);
   }
 
-  private async copyExtents(
-    begin: number,
-    end: number,
-    buffers: readonly number[],
-    totalBytes: number,
-  ): Promise<void> {
-    const pieces: ByteRange[] = [];
-    await visitExtents(this.child, begin, end, (from, to) => {
-      const last = alignUp(to, SECTOR_BYTES);
-      for (let offset = alignDown(from, SECTOR_BYTES); offset < last; offset += COPY_BYTES) {
-        pieces.push({ beginOffset: offset, endOffset: Math.min(last, offset + COPY_BYTES) });
-      }
-    });
-    const remaining = pieces.values();
-    const workers = buffers.map((buffer) => this.copyPieces(remaining, buffer, totalBytes));
-    // All of them: the buffers are in use until the last one has ended.
-    const results = await Promise.allSettled(workers);
-    for (const result of results) if (result.status === 'rejected') throw result.reason;
+  private async exchange(exchangeNames: () => Promise<boolean>): Promise<boolean> {
+    const { io, parent, child, options } = this;
+    for (let begin = 0; begin < parent.imageBytes; begin += LISTED_BYTES) {
+      checkGoesOn(io, options);
+      const end = Math.min(parent.imageBytes, begin + LISTED_BYTES);
+      const own = await sectorRanges(parent, begin, end);
+      if (own.length === 0) continue;
+      const hidden = intersectRanges(own, await sectorRanges(child, begin, end));
+      await punchRanges(io, parent.file, hidden, options);
+    }
+    // The size and the holes, before the child's data may come to lie below.
+    await parent.file.sync();
+    checkGoesOn(io, options);
+    return await exchangeNames();
   }
 
-  /** One worker: takes pieces until none is left. */
-  private async copyPieces(
-    remaining: Iterator<ByteRange>,
-    buffer: number,
-    totalBytes: number,
-  ): Promise<void> {
-    for (;;) {
-      checkGoesOn(this.io, this.options);
-      const next = remaining.next();
-      if (next.done === true || this.hasFailed) return;
-      const { beginOffset, endOffset } = next.value;
-      try {
-        await this.copyRange(beginOffset, endOffset - beginOffset, buffer);
-      } catch (error) {
-        this.hasFailed = true;
-        throw error;
-      }
-      this.doneBytes += endOffset - beginOffset;
-      this.options.onProgress?.(Math.min(this.doneBytes, totalBytes), totalBytes);
-    }
-  }
-
-  private async copyRange(offset: number, lengthBytes: number, buffer: number): Promise<void> {
-    const { io } = this;
-    const held = await io.holdRange(offset, offset + lengthBytes, false);
-    try {
-      const result = await runDisk(
-        io.queue,
-        DISK_OP.read,
-        this.child.file,
-        offset,
-        lengthBytes,
-        buffer,
-      );
-      if (result !== lengthBytes) throw diskError(result, 'read', this.child.file.path);
-      for (let done = 0; done < lengthBytes; ) {
-        const isZero = this.isZeroSector(buffer + done);
-        let end = done + SECTOR_BYTES;
-        while (end < lengthBytes && this.isZeroSector(buffer + end) === isZero) end += SECTOR_BYTES;
-        await this.putRun(offset + done, offset + end, buffer + done, isZero);
-        done = end;
-      }
-    } finally {
-      held.release();
-    }
-  }
-
-  /** Zeros (often an unwritten extent of a trim) keep hiding what is below, without blocks of zeros. */
-  private async putRun(begin: number, end: number, buffer: number, isZero: boolean): Promise<void> {
-    const { queue, scratch } = this.io;
-    if (!isZero) {
-      await writeSectors(queue, this.parent, begin, end - begin, buffer);
-      return;
-    }
-    const op = this.parentIsLowest ? DISK_OP.punchHole : DISK_OP.zeroRange;
-    await clearSectors(queue, scratch, op, this.parent, begin, end);
-  }
-
-  private isZeroSector(bufferOffset: number): boolean {
-    const { view } = this.io.slab;
-    for (let i = bufferOffset; i < bufferOffset + SECTOR_BYTES; i += 4) {
-      if (view.getUint32(i, true) !== 0) return false;
-    }
-    return true;
+  private async copyDown(from: Layer, to: DiskFile): Promise<void> {
+    await new ExtentCopier(this.io, from, to, this.parentIsLowest, this.options).copy();
+    await to.sync();
   }
 }
 
 /**
  * Punches the head's extents out of the removed snapshot right behind it.
- * @param snapshot the snapshot's file, open for writing.
+ * @param snapshot open for writing.
  */
 export async function pruneBehind(
   io: ChainIo,
-  snapshot: DiskFile,
+  snapshot: Layer,
   head: Layer,
   options: WorkOptions,
 ): Promise<void> {
-  const snapshotBytes = await snapshot.sizeBytes();
+  const snapshotBytes = snapshot.imageBytes;
   if (snapshotBytes > head.imageBytes) {
-    throw new StorageError('IMAGE_TRUNCATED', `${snapshot.path} is larger than the head`, {
+    throw new StorageError('IMAGE_TRUNCATED', `${snapshot.file.path} is larger than the head`, {
       snapshotBytes,
     });
   }
-  for (let begin = 0; begin < snapshotBytes; begin += PRUNE_BYTES) {
+  for (let begin = 0; begin < snapshotBytes; begin += LISTED_BYTES) {
     checkGoesOn(io, options);
-    const end = Math.min(snapshotBytes, begin + PRUNE_BYTES);
-    await pruneRange(io, snapshot, head, begin, end);
+    const end = Math.min(snapshotBytes, begin + LISTED_BYTES);
+    await pruneRange(io, snapshot, head, begin, end, options);
     options.onProgress?.(end, snapshotBytes);
   }
+  await snapshot.file.sync();
 }
 
 async function pruneRange(
   io: ChainIo,
-  snapshot: DiskFile,
+  snapshot: Layer,
   head: Layer,
   begin: number,
   end: number,
+  options: WorkOptions,
 ): Promise<void> {
-  const extents: [number, number][] = [];
-  const collect = (from: number, to: number): void => {
-    extents.push([alignDown(from, SECTOR_BYTES), Math.min(end, alignUp(to, SECTOR_BYTES))]);
-  };
+  const own = await sectorRanges(snapshot, begin, end);
+  if (own.length === 0) return;
+  const hiding = await listHead(io, head, begin, end);
+  const hidden = intersectRanges(own, hiding);
+  if (hidden.length === 0) return;
+  // What hides the snapshot's data must be durable before that data goes. It stays: a trim that
+  // takes data from the head takes it from the snapshot too.
+  await io.syncLayer(head);
+  await punchRanges(io, snapshot.file, hidden, options);
+}
+
+/** With no write under way: what a write has allocated and not yet written hides nothing for good. */
+async function listHead(
+  io: ChainIo,
+  head: Layer,
+  begin: number,
+  end: number,
+): ReturnType<typeof sectorRanges> {
   const held = await io.holdRange(begin, end, true);
   try {
-    await visitExtents(head, begin, end, collect);
-    if (extents.length === 0) return;
-    // What hides the snapshot's data must be durable before that data goes.
-    await io.syncLayer(head);
-    for (const [from, to] of extents) {
-      await clearSectors(io.queue, io.scratch, DISK_OP.punchHole, snapshot, from, to);
-    }
-    await snapshot.sync();
+    return await sectorRanges(head, begin, end);
   } finally {
     held.release();
   }

@@ -125,6 +125,18 @@ export class LayerStack implements ExtentSource {
     this.layers = this.layers.filter((layer) => layer !== parent);
   }
 
+  /** The files of a parent and its child have swapped their names. They share no data. */
+  exchange(parent: Layer, child: Layer): void {
+    const at = this.layers.indexOf(parent);
+    assert(this.layers[at + 1] === child, 'a child lies right above its parent');
+    const { diskName } = parent;
+    parent.diskName = child.diskName;
+    child.diskName = diskName;
+    parent.imageBytes = Math.max(parent.imageBytes, child.imageBytes);
+    this.layers[at] = child;
+    this.layers[at + 1] = parent;
+  }
+
   /** A layer is gone with its data; what it owned falls to older layers. */
   drop(layer: Layer): void {
     this.layers = this.layers.filter((other) => other !== layer);

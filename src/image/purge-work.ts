@@ -2,10 +2,11 @@
 // from being removed meanwhile, and run next to I/O and to other changes.
 
 import { StorageError } from '../core/errors.js';
-import type { DiskFile } from '../disk/disk.js';
-import type { WorkOptions } from './chain.js';
+import type { WorkOptions } from './chain-info.js';
 import { checkNotBusy, checkNotPinned, checkWritable, type ChainState } from './chain-state.js';
 import { Coalescer, pruneBehind } from './coalesce.js';
+import type { Layer } from './layer-stack.js';
+import { CHECKSUM_SUFFIX } from './names.js';
 import { openLayer } from './opening.js';
 
 export class PurgeWork {
@@ -16,7 +17,7 @@ export class PurgeWork {
     this.state = state;
   }
 
-  /** Copies the only child (target) of a removed snapshot (source) down into the snapshot's file. */
+  /** Makes one file, of the name of a removed snapshot (source), of its data and its only child's (target). */
   async coalesce(source: string, target: string, options: WorkOptions): Promise<void> {
     checkWritable(this.state);
     const { table, meta } = this.state;
@@ -33,17 +34,42 @@ export class PurgeWork {
       const text = `cannot coalesce ${target} into ${source}: not a removed parent and its only child`;
       throw new StorageError('INVALID_STATE', text, { source, target });
     }
-    await this.whileBusy([parent.name, child.name], async () => {
-      const childLayer = await openLayer(this.state.store, child.name, false);
-      try {
-        const isLowest = parent.parent === '' && meta.backingFilePath === '';
-        await this.withFile(parent.name, (file) =>
-          new Coalescer(this.state.io, file, childLayer, isLowest, options).run(),
-        );
-      } finally {
-        await childLayer.file.close();
-      }
-    });
+    const isLowest = parent.parent === '' && meta.backingFilePath === '';
+    await this.whileBusy([parent.name, child.name], () =>
+      this.withLayer(parent.name, (parentLayer) =>
+        this.withLayer(child.name, (childLayer) =>
+          new Coalescer(this.state.io, parentLayer, childLayer, isLowest, options).run(() =>
+            this.exchangeNames(parent.name, child.name),
+          ),
+        ),
+      ),
+    );
+  }
+
+  /**
+   * The files of a parent and its child swap their names: what was the parent's file is the upper
+   * one from now on. They have no data at the same place, so nobody sees a difference.
+   */
+  private async exchangeNames(parentName: string, childName: string): Promise<boolean> {
+    const { store, io, log } = this.state;
+    await store.removeIfPresent(parentName + CHECKSUM_SUFFIX);
+    await store.removeIfPresent(childName + CHECKSUM_SUFFIX);
+    const held = await io.quiesce();
+    try {
+      await store.disk.exchange(store.path(parentName), store.path(childName));
+      const parent = io.stack.find(parentName);
+      const child = io.stack.find(childName);
+      if (parent !== undefined && child !== undefined) io.stack.exchange(parent, child);
+    } catch (error) {
+      if (error instanceof StorageError && error.code === 'UNSUPPORTED') return false;
+      throw error;
+    } finally {
+      held.release();
+    }
+    // Data may go down only into a file that is below for good.
+    await store.syncDirectory();
+    log.info('image.disks.exchanged', { parentName, childName });
+    return true;
   }
 
   /** Punches out of the removed snapshot behind the head what the head hides. */
@@ -62,7 +88,7 @@ export class PurgeWork {
     await this.whileBusy([record.name], async () => {
       // A snapshot taken meanwhile freezes this layer; it hides the same data then.
       const { head } = io.stack;
-      await this.withFile(record.name, (file) => pruneBehind(io, file, head, options));
+      await this.withLayer(record.name, (layer) => pruneBehind(io, layer, head, options));
     });
   }
 
@@ -71,13 +97,12 @@ export class PurgeWork {
     await Promise.allSettled(this.running);
   }
 
-  private async withFile(diskName: string, use: (file: DiskFile) => Promise<void>): Promise<void> {
-    const { store } = this.state;
-    const file = await store.disk.open(store.path(diskName), { writable: true });
+  private async withLayer(diskName: string, use: (layer: Layer) => Promise<void>): Promise<void> {
+    const layer = await openLayer(this.state.store, diskName, true);
     try {
-      await use(file);
+      await use(layer);
     } finally {
-      await file.close();
+      await layer.file.close();
     }
   }
 

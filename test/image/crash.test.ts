@@ -39,6 +39,11 @@ const SURVIVORS: Record<string, Survivors> = {
     page: (_path, index) => index % 2 === 0,
     directoryChanges: (_path, count) => Math.floor(count / 2),
   },
+  'room for data without the data': {
+    page: () => false,
+    directoryChanges: (_path, count) => count,
+    eighths: () => 1,
+  },
   'all but the last name': {
     page: (_path, index) => index % 2 === 1,
     directoryChanges: (_path, count) => Math.max(0, count - 1),
@@ -94,6 +99,7 @@ interface Scenario {
   readonly losable?: readonly string[];
 }
 
+const UNDER_S4 = [4, 5, 5, 5, 5, 3, 4, 0];
 const TRIMMED = [0, 2, 0, 0, 2, 3, 4, 0];
 
 const SCENARIOS: readonly Scenario[] = [
@@ -131,6 +137,46 @@ const SCENARIOS: readonly Scenario[] = [
     prepare: (chain) => chain.removeDisk('b1', false),
     run: (chain) => purge(chain, 's2'),
     losable: ['s2', 'b1'],
+  },
+  {
+    name: 'purge of a snapshot into a larger child, which hides a part of it',
+    prepare: async (chain, disk) => {
+      await chain.removeDisk('b1', false);
+      await writeBytes(disk, chain, SECTOR_BYTES, sectorsOf(5, 4));
+      await snapshot(chain, 's4');
+    },
+    run: (chain) => purge(chain, 's3'),
+    heads: [UNDER_S4],
+    headAfter: UNDER_S4,
+    losable: ['s3', 'b1'],
+  },
+  {
+    name: 'purge of a snapshot into a child that is larger in both senses',
+    prepare: async (chain, disk) => {
+      await chain.removeDisk('b1', false);
+      await chain.expand(16 * SECTOR_BYTES);
+      await writeBytes(disk, chain, SECTOR_BYTES, sectorsOf(5, 4));
+      await snapshot(chain, 's4');
+    },
+    run: (chain) => purge(chain, `expand-${16 * SECTOR_BYTES}`),
+    heads: [UNDER_S4],
+    headAfter: UNDER_S4,
+    losable: ['b1'],
+  },
+  {
+    name: 'purge of the oldest snapshot, which is smaller than its child',
+    prepare: async (chain, disk) => {
+      await chain.removeDisk('b1', false);
+      await purge(chain, 's2');
+      await writeBytes(disk, chain, 2 * SECTOR_BYTES, sectorsOf(5, 6));
+      await snapshot(chain, 's4');
+      await purge(chain, 's3');
+      await writeBytes(disk, chain, 0, sectorsOf(6));
+    },
+    run: (chain) => purge(chain, 's1'),
+    heads: [[6, 2, 5, 5, 5, 5, 5, 5]],
+    headAfter: [6, 2, 5, 5, 5, 5, 5, 5],
+    losable: ['s1', 's2', 's3', 'b1'],
   },
   {
     name: 'prune of the snapshot behind the head',

@@ -188,6 +188,7 @@ t.test(
 
 t.test('closing stops a purge at its next step and nothing is lost', async (t) => {
   const { disk, chain } = await memoryChain(600);
+  for (let i = 0; i < 600; i += 200) await writeBytes(disk, chain, i * S, sectorsOf(2, 200));
   await snapshot(chain, 'a');
   for (let i = 0; i < 600; i += 200) await writeBytes(disk, chain, i * S, sectorsOf(1, 150));
   await snapshot(chain, 'b');

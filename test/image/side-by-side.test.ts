@@ -69,11 +69,12 @@ t.test('a chain that is closed while its index fills closes', async (t) => {
 t.test(
   'a write that fails ends a coalesce with its error, and gives back all buffers',
   async (t) => {
-    const { disk, chain } = await memoryChain(64);
+    const { disk, chain } = await memoryChain(256);
+    await writeBytes(disk, chain, 0, sectorsOf(1, 256));
     await snapshot(chain, 'a');
-    // Every other sector: 32 pieces.
-    for (let i = 0; i < 64; i += 2)
-      await writeBytes(disk, chain, i * SECTOR_BYTES, sectorsOf(i + 1));
+    // Every other sector: 128 pieces.
+    for (let i = 0; i < 256; i += 2)
+      await writeBytes(disk, chain, i * SECTOR_BYTES, sectorsOf((i % 200) + 1));
     await snapshot(chain, 'b');
     await chain.markRemoved('a');
     const before = await sectorBytes(disk, chain);
@@ -82,7 +83,7 @@ t.test(
     disk.fault = ({ kind, path }) =>
       kind === 'write' && path.endsWith('-a.img') && ++writes === 5 ? 'IO_ERROR' : null;
     await t.rejects(chain.coalesce('a', 'b'), { code: 'IO_ERROR' });
-    t.ok(writes < 32, `stopped after ${writes} of 32 writes`);
+    t.ok(writes < 128, `stopped after ${writes} of 128 writes`);
     disk.fault = null;
     t.strictSame(disk.slab.freeCounts(), free);
     t.strictSame(await sectorBytes(disk, chain), before);
