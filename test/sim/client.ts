@@ -38,6 +38,7 @@ export class Client {
   }
 
   read(firstCell: number, cellCount: number): void {
+    if (!this.host.process.isAlive) return;
     const view = this.world.model.viewBegan(firstCell, cellCount);
     this.submit('read', firstCell, cellCount, false, { view });
   }

@@ -153,6 +153,7 @@ export class Manager {
     world.serving = { host, client };
     if (readable.length > 0) world.checks.started(host.engine);
     world.hasStartedOnce = true;
+    if (!world.isHealing) world.whenStarted(client);
   }
 
   /** A replica that an engine left open without ever connecting to it is let go by a restart. */
@@ -211,6 +212,9 @@ export class Manager {
       node.hasLostData = false;
       this.failures.delete(node.host);
       world.lookAround();
+      if (world.checks.readable(host.engine).includes(node) && !node.isDown) {
+        world.checks.holdsAll(node, 'P4', 'after its rebuild');
+      }
       // As Longhorn's manager does after a rebuild, so that snapshots of rebuilds do not pile up.
       if (world.rng.chance(0.5)) await purgeSnapshots(connections, true);
     } catch (error) {

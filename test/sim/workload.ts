@@ -24,15 +24,34 @@ export class Workload {
   async run(): Promise<void> {
     const { world, rng } = this;
     const { operations, depth, pauseRate } = world.plan;
+    world.whenStarted = (client) => void this.lookTwice(client);
     while (world.opsDone < operations && world.scheduler.nowUs < TIME_MAX_US) {
       if (world.violation !== null) return;
       const client = world.serving?.client ?? null;
-      if (client !== null && client.inFlightCount < depth && !world.isQuiet) this.submit(client);
+      const burst = rng.chance(0.2) ? depth : 1;
+      for (let i = 0; i < burst && client !== null && !world.isQuiet; i++) {
+        if (client.inFlightCount < depth && client === world.serving?.client) this.submit(client);
+      }
       for (const { client: old, host } of world.leftBehind) {
         if (host.process.isAlive && old.inFlightCount < 4 && rng.chance(0.2)) this.submitOld(old);
       }
       const pauseUs = rng.chance(pauseRate) ? rng.below(8_000_000) : rng.below(8000);
       await world.outside.sleep(client === null ? 200_000 : pauseUs);
+    }
+  }
+
+  /** Looks at the same place again and again, while copies may differ after a crash (P5). */
+  async lookTwice(client: Client): Promise<void> {
+    const { rng, world } = this;
+    for (let place = 0; place < 3; place++) {
+      const first = Math.max(
+        0,
+        Math.min(this.hotSpot + rng.between(-48, 32), world.model.cells.length - 16),
+      );
+      for (let look = 0; look < 4; look++) {
+        client.read(first, 16);
+        await world.outside.sleep(rng.below(2000));
+      }
     }
   }
 

@@ -56,6 +56,8 @@ export class World {
   /** A start is going on: whom it depends on is spared. */
   isStarting = false;
   hasStartedOnce = false;
+  /** Told of each engine that begins to serve. */
+  whenStarted: (client: Client) => void = () => undefined;
   /** No new requests: somebody waits until none is in flight. */
   isQuiet = false;
   /** No more faults: everything must heal. */
