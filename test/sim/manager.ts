@@ -232,7 +232,7 @@ export class Manager {
     failures.set(node.host, count);
     world.lookAround();
     const isNeeded = world.trueMembers.has(node.host);
-    if (count % 2 === 0 && !isNeeded && node.isRunning) {
+    if (count % 2 === 0 && node.isRunning) {
       world.note(`restart ${node.host}`);
       node.kill();
     }
@@ -240,6 +240,7 @@ export class Manager {
     world.note(`wipe ${node.host}`);
     this.wipes++;
     failures.delete(node.host);
+    world.trueMembers.delete(node.host);
     node.wipe();
   }
 

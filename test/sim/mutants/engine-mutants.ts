@@ -36,22 +36,6 @@ const noConvergence: Mutant = {
   plant: () => replaceMethod(Convergence, 'add', () => () => undefined),
 };
 
-const unpinnedReads: Mutant = {
-  name: 'unpinned-reads',
-  mistake: 'reads go to any member while members may still differ',
-  plant: () =>
-    replaceMethod(Volume, 'pickReader', (real) => (self, operation) => {
-      const volume = self as Volume;
-      const { converging } = volume;
-      volume.converging = null;
-      try {
-        return real(self, operation);
-      } finally {
-        volume.converging = converging;
-      }
-    }),
-};
-
 const forgetsInFlight: Mutant = {
   name: 'forgets-in-flight',
   mistake: 'what was in flight when a replica left is not copied when it returns',
@@ -60,16 +44,6 @@ const forgetsInFlight: Mutant = {
       ...(real(self) as object),
       inFlight: [],
     })),
-};
-
-const forgetsMissed: Mutant = {
-  name: 'forgets-missed',
-  mistake: 'what was written between a departure and its fork is not copied at the return',
-  plant: () =>
-    replaceMethod(Volume, 'takeMissed', (real) => (self) => {
-      real(self);
-      return [];
-    }),
 };
 
 const trustsStale: Mutant = {
@@ -93,20 +67,11 @@ const openBarrier: Mutant = {
     ),
 };
 
-const earlyCheckpoint: Mutant = {
-  name: 'early-checkpoint',
-  mistake: 'a checkpoint forgets the intents of writes that are still in flight',
-  plant: () => replaceMethod(Volume, 'writesInFlightDone', () => () => Promise.resolve()),
-};
-
 export const ENGINE_MUTANTS: readonly Mutant[] = [
   ackBeforeRecorded,
   staleRead,
   noConvergence,
-  unpinnedReads,
   forgetsInFlight,
-  forgetsMissed,
   trustsStale,
   openBarrier,
-  earlyCheckpoint,
 ];
