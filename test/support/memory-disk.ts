@@ -15,6 +15,7 @@ import {
   type FileStat,
   type OpenOptions,
 } from '../../src/disk/disk.js';
+import { type DiskCall, KIND_OF_OP, QUESTIONS } from './memory-disk-calls.js';
 import { MemoryFile } from './memory-disk-file.js';
 import {
   DirectoryNode,
@@ -25,45 +26,10 @@ import {
   UNWRITTEN,
 } from './memory-disk-nodes.js';
 
+export type { DiskCall } from './memory-disk-calls.js';
 export { EVERYTHING_SURVIVES, NOTHING_SURVIVES, type Survivors } from './memory-disk-nodes.js';
 
 const ERRNO = { EIO: 5, EBADF: 9, EINVAL: 22, ENOSPC: 28, EOPNOTSUPP: 95 } as const;
-/** What a call is about to do; passed to the fault hook and listed in the call log. */
-export interface DiskCall {
-  readonly kind:
-    | 'open'
-    | 'read'
-    | 'write'
-    | 'sync'
-    | 'punchHole'
-    | 'zeroRange'
-    | 'truncate'
-    | 'extents'
-    | 'readFile'
-    | 'writeFile'
-    | 'rename'
-    | 'exchange'
-    | 'link'
-    | 'unlink'
-    | 'makeDirectory'
-    | 'removeDirectory'
-    | 'list'
-    | 'stat'
-    | 'syncDirectory';
-  readonly path: string;
-  readonly offsetBytes: number;
-  readonly lengthBytes: number;
-}
-
-const QUESTIONS: ReadonlySet<DiskCall['kind']> = new Set([
-  'open',
-  'read',
-  'extents',
-  'readFile',
-  'list',
-  'stat',
-]);
-
 export interface MemoryDiskOptions {
   readonly slab?: Slab;
   /** Bytes of file content that fit; more fails with ENOSPC. */
@@ -497,14 +463,6 @@ export class MemoryDisk implements Disk {
     return node;
   }
 }
-
-const KIND_OF_OP = {
-  [DISK_OP.read]: 'read',
-  [DISK_OP.write]: 'write',
-  [DISK_OP.sync]: 'sync',
-  [DISK_OP.punchHole]: 'punchHole',
-  [DISK_OP.zeroRange]: 'zeroRange',
-} as const satisfies Record<number, DiskCall['kind']>;
 
 function notFound(verb: string, path: string): StorageError {
   return new StorageError('NOT_FOUND', `${verb} ${path}: no such file or directory`, { path });
