@@ -63,5 +63,6 @@ export async function standOnFork(
     userCreated: disk.userCreated,
     created: disk.created,
     labels: { ...disk.labels, [RETURNED_LABEL]: 'true' },
+    isBrief: false,
   });
 }

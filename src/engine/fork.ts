@@ -8,7 +8,13 @@ import type { Logger } from '../core/log.js';
 import type { ReplicaGroup } from './replica-group.js';
 import type { RosterKeeper } from './roster-keeper.js';
 import type { EngineSettings } from './settings.js';
-import { checkSnapshotLimits, createdNow, cutSnapshot, snapshotDiskName } from './snapshot.js';
+import {
+  checkSnapshotLimits,
+  createdNow,
+  cutSnapshot,
+  prepareCut,
+  snapshotDiskName,
+} from './snapshot.js';
 import type { Volume } from './volume.js';
 
 /** Label that tells people why the snapshot is there. */
@@ -35,8 +41,10 @@ export async function cutFork(parts: ForkParts): Promise<void> {
   const labels = { [FORK_LABEL]: 'true' };
   try {
     await checkSnapshotLimits(group, settings);
+    const record = { name, userCreated: false, created: createdNow(clock), labels };
+    await prepareCut(group, volume, record);
     const since = await volume.withBarrier(async () => {
-      await cutSnapshot(group, { name, userCreated: false, created: createdNow(clock), labels });
+      await cutSnapshot(group, record);
       return volume.takeMissed();
     });
     await keeper.forked(snapshotDiskName(name), since);

@@ -6,11 +6,11 @@ import type { SyncFileInfo } from '../api/generated/common.js';
 import type { Clock } from '../core/clock.js';
 import { StorageError, toStorageError } from '../core/errors.js';
 import type { Member, Membership } from './membership.js';
-import type { ReplicaInfo, ReplicaPort } from './ports.js';
+import type { ReplicaInfo, ReplicaPort, SnapshotRecord } from './ports.js';
 import type { ReplicaGroup } from './replica-group.js';
 import type { RosterKeeper } from './roster-keeper.js';
 import { filesToSync, missedRanges, type Return, snapshotDisks } from './resync.js';
-import { checkSnapshotLimits, createdNow, cutSnapshot } from './snapshot.js';
+import { checkSnapshotLimits, createdNow, cutSnapshot, prepareCut } from './snapshot.js';
 import type { EngineSettings } from './settings.js';
 import type { Volume } from './volume.js';
 
@@ -49,6 +49,8 @@ export async function addReplica(
   try {
     checkIsAnother(membership, port);
     if (mode === 'WO') await parts.keeper.tellOutsider(port);
+    const record = rebuildSnapshot(parts);
+    if (needsSnapshot) await prepareCut(group, volume, record, port);
     await volume.withBarrier(async () => {
       if (port.sizeBytes !== volume.sizeBytes && membership.all.length > 0) {
         throw new StorageError(
@@ -56,7 +58,7 @@ export async function addReplica(
           `replica ${address} has ${port.sizeBytes} bytes, the volume ${volume.sizeBytes}`,
         );
       }
-      if (needsSnapshot) await cutRebuildSnapshot(parts, port);
+      if (needsSnapshot) await cutSnapshot(group, record, port);
       if (membership.all.length === 0) volume.resize(port.sizeBytes);
       const member = group.add(address, mode, port);
       if (mode === 'RW') await parts.keeper.memberAdded(member);
@@ -75,14 +77,8 @@ function checkIsAnother(membership: Membership, { address, replicaId }: ReplicaP
   throw new StorageError('INVALID_STATE', text);
 }
 
-function cutRebuildSnapshot(parts: RebuildParts, port: ReplicaPort): Promise<void> {
-  const record = {
-    name: parts.newId(),
-    userCreated: false,
-    created: createdNow(parts.clock),
-    labels: {},
-  };
-  return cutSnapshot(parts.group, record, port);
+function rebuildSnapshot({ newId, clock }: RebuildParts): SnapshotRecord {
+  return { name: newId(), userCreated: false, created: createdNow(clock), labels: {} };
 }
 
 /**

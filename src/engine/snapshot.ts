@@ -82,10 +82,19 @@ export async function cutSnapshot(
 }
 
 /**
- * A cut makes the old head durable while clients wait: let most of it become so while they work.
- * Two flushes: the first takes as long as there is much to sync, the second only what came meanwhile.
+ * Does ahead what a cut would do while clients wait: the snapshot's files are made, and what was
+ * written becomes durable. The first of two flushes takes as long as there is much to sync, the second
+ * only what came meanwhile.
  */
-async function flushAhead(volume: Volume): Promise<void> {
+export async function prepareCut(
+  group: ReplicaGroup,
+  volume: Volume,
+  record: SnapshotRecord,
+  alsoOn: ReplicaPort | null = null,
+): Promise<void> {
+  const prepare = (port: ReplicaPort): Promise<void> => port.control.prepareSnapshot(record);
+  // Longhorn's replicas cannot; who does not for another reason fails at the cut as well.
+  await Promise.all([group.onLive(prepare), alsoOn && prepare(alsoOn).catch(() => undefined)]);
   for (let flush = 1; flush <= 2; flush++) {
     // What fails here fails at the cut too, which knows what follows from it.
     await submitAndWait(volume, { op: BLOCK_OP.flush }).catch(() => undefined);
@@ -105,15 +114,9 @@ export async function takeSnapshot(
   // Before any replica is asked: one of Longhorn's fails at a name that is none, and would leave.
   checkSnapshotName(snapshotName);
   await checkSnapshotLimits(group, settings);
-  await flushAhead(volume);
-  await volume.withBarrier(() =>
-    cutSnapshot(group, {
-      name: snapshotName,
-      userCreated: true,
-      created: createdNow(clock),
-      labels,
-    }),
-  );
+  const record = { name: snapshotName, userCreated: true, created: createdNow(clock), labels };
+  await prepareCut(group, volume, record);
+  await volume.withBarrier(() => cutSnapshot(group, record));
   return snapshotName;
 }
 

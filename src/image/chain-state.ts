@@ -8,6 +8,7 @@ import type { ChainIo } from './chain-io.js';
 import type { DiskTable } from './disk-table.js';
 import type { MetadataStore } from './metadata-store.js';
 import type { DiskRecord, VolumeMeta } from './metadata.js';
+import type { PreparedSnapshot } from './snapshot-change.js';
 
 export interface ChainState {
   readonly store: MetadataStore;
@@ -23,6 +24,8 @@ export interface ChainState {
   readonly busyDisks: Set<string>;
   /** Disks that an absent replica's return needs as they are. */
   pinnedDisks: ReadonlySet<string>;
+  /** Files of a snapshot that was not taken yet; any other change drops them. */
+  prepared: PreparedSnapshot | null;
   snapshotMaxCount: number;
 }
 

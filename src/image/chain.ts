@@ -8,6 +8,7 @@ import type { Clock } from '../core/clock.js';
 import { StorageError } from '../core/errors.js';
 import { SNAPSHOT_COUNT_MAX } from '../core/limits.js';
 import type { Logger } from '../core/log.js';
+import { Mutex } from '../core/mutex.js';
 import { alignDown, alignUp, SECTOR_BYTES } from '../core/units.js';
 import type { Disk } from '../disk/disk.js';
 import {
@@ -16,8 +17,6 @@ import {
   removeFromChain,
   replaceInChain,
   revertChain,
-  takeSnapshot,
-  writeOpenMeta,
 } from './chain-changes.js';
 import type {
   ChainInfo,
@@ -32,16 +31,18 @@ import { checkWritable, snapshotCountOf, type ChainState } from './chain-state.j
 import { createDirectory } from './creation.js';
 import { finishRemoval } from './disk-files.js';
 import { visitExtents } from './layer-stack.js';
+import { writeOpenMeta } from './head-change.js';
 import { MetadataStore } from './metadata-store.js';
-import type { DiskRecord, VolumeMeta } from './metadata.js';
+import type { VolumeMeta } from './metadata.js';
 import { CHECKSUM_SUFFIX, META_SUFFIX, REVISION_COUNTER, VOLUME_META } from './names.js';
-import { checkDirectory, openLayers, readDirectory, readVolumeMeta } from './opening.js';
+import { checkDirectory, openLayers, readDirectory, readVolumeMeta, topDisk } from './opening.js';
 import { PurgeWork } from './purge-work.js';
 import { mergeRanges, type ByteRange } from '../core/byte-ranges.js';
 import { clearLeftovers } from './recovery.js';
 import { planRemoval, RemovalMarks } from './removal.js';
 import { RequestRouter } from './request-router.js';
 import { RevisionCounter } from './revision-counter.js';
+import { dropPrepared, prepareSnapshot, takeSnapshot } from './snapshot-change.js';
 import { clearUnfinishedWrites } from './unfinished-writes.js';
 
 export type {
@@ -95,40 +96,11 @@ export interface SnapshotOptions {
   readonly labels?: Readonly<Record<string, string>> | null;
 }
 
-/** The disk at the top: the head, or the snapshot that a read-only chain looks at. */
-function topDisk(
-  meta: VolumeMeta,
-  found: DiskRecord | undefined,
-  options: OpenChainOptions,
-): string {
-  const name = options.headDiskName ?? meta.head;
-  if (options.headDiskName !== undefined && options.readOnly !== true) {
-    throw new StorageError('INVALID_ARGUMENT', 'only a read-only chain may start at a snapshot', {
-      name,
-    });
-  }
-  if (found !== undefined) return found.name;
-  const isHead = options.headDiskName === undefined;
-  if (!isHead) throw new StorageError('NOT_FOUND', `cannot find disk ${name}`, { name });
-  throw new StorageError('CHAIN_BROKEN', `failed to find metadata for ${name}`, { name });
-}
-
 function wholeSectors(beginOffset: number, endOffset: number): ByteRange {
   return {
     beginOffset: alignDown(beginOffset, SECTOR_BYTES),
     endOffset: alignUp(endOffset, SECTOR_BYTES),
   };
-}
-
-/** Changes run one at a time, in call order. */
-class Turns {
-  private last: Promise<unknown> = Promise.resolve();
-
-  run<T>(change: () => Promise<T>): Promise<T> {
-    const result = this.last.then(change);
-    this.last = result.catch(() => undefined);
-    return result;
-  }
 }
 
 /**
@@ -142,10 +114,12 @@ export class ImageChain implements BlockDevice {
   private readonly router: RequestRouter;
   private readonly marks: RemovalMarks;
   private readonly purge: PurgeWork;
-  private readonly turns = new Turns();
+  private readonly turns = new Mutex();
   private readonly usesRevisionCounter: boolean;
   private snapshotMaxBytes: number;
   private closing: Promise<void> | null = null;
+  /** Ends when the last snapshot has removed the names of its old head. */
+  private tidied: Promise<void> = Promise.resolve();
 
   /**
    * Makes the directory (one level) and an empty volume in it, closed. A directory that lost its
@@ -191,6 +165,7 @@ export class ImageChain implements BlockDevice {
       top,
       busyDisks: new Set<string>(),
       pinnedDisks: options.pinnedDisks ?? new Set<string>(),
+      prepared: null,
       snapshotMaxCount,
     };
     const image = new ImageChain(state, options);
@@ -268,10 +243,19 @@ export class ImageChain implements BlockDevice {
    * ('succeeded' or 'failed') tells whether a half-done one was undone.
    */
   snapshot(options: SnapshotOptions): Promise<void> {
-    const { name, userCreated, created, labels = null } = options;
-    return this.change(() =>
-      takeSnapshot(this.state, { name, userCreated, created, labels, sizeBytes: this.sizeBytes }),
-    );
+    return new Promise((resolve, reject) => {
+      const { sizeBytes } = this;
+      const taken = this.inTurn(() =>
+        takeSnapshot(this.state, { labels: null, ...options, sizeBytes }, resolve),
+      );
+      this.tidied = taken.catch(reject);
+    });
+  }
+
+  /** Makes the snapshot's files ahead; snapshot() with the same options uses them. @throws as it. */
+  prepareSnapshot(options: SnapshotOptions): Promise<void> {
+    const { sizeBytes } = this;
+    return this.inTurn(() => prepareSnapshot(this.state, { labels: null, ...options, sizeBytes }));
   }
 
   /** Puts a new empty head above the snapshot and reopens in place; the old head's data is gone. */
@@ -322,9 +306,16 @@ export class ImageChain implements BlockDevice {
   }
 
   private change<T>(change: () => Promise<T>): Promise<T> {
+    return this.inTurn(async () => {
+      await dropPrepared(this.state);
+      return change();
+    });
+  }
+
+  private inTurn<T>(action: () => Promise<T>): Promise<T> {
     return this.turns.run(() => {
       if (this.closing !== null) throw new StorageError('CLOSED', 'the image chain is closed');
-      return change();
+      return action();
     });
   }
 
@@ -388,7 +379,9 @@ export class ImageChain implements BlockDevice {
   }
 
   /** Every disk record, live chain and side branches, sorted by name. */
-  disks(): Promise<DiskInfo[]> {
+  async disks(): Promise<DiskInfo[]> {
+    // Removing a name of a file changes the file's change time.
+    await this.tidied;
     const { store, table } = this.state;
     return Promise.all(
       table.all().map(async (record) => {
@@ -485,6 +478,10 @@ export class ImageChain implements BlockDevice {
     // First, so that nothing comes to wait behind the last sync.
     io.refusal ??= new StorageError('CLOSED', 'the image chain is closed');
     await this.purge.whenIdle();
+    // The next open would drop it as well.
+    await dropPrepared(state).catch((error: unknown) => {
+      state.log.warn('image.prepared.leftover', { error });
+    });
     const held = await io.quiesce();
     try {
       if (io.isReadOnly || !isClean || !mayBeTrusted || io.syncFailure !== null) return;

@@ -28,6 +28,8 @@ export class MetadataStore {
   readonly disk: Disk;
   readonly directory: string;
   private lastWrite: Promise<void> = Promise.resolve();
+  /** What lies durable under volume.meta's temporary name; null: nothing. */
+  private staged: string | null = null;
 
   constructor(disk: Disk, directory: string) {
     this.disk = disk;
@@ -53,6 +55,22 @@ export class MetadataStore {
 
   writeVolume(meta: VolumeMeta): Promise<void> {
     return this.write(VOLUME_META, () => encodeVolumeMeta(meta));
+  }
+
+  /** Makes the content durable, so that writing the same next is a matter of its name alone. */
+  stageVolume(meta: VolumeMeta): Promise<void> {
+    return this.inTurn(async () => {
+      const text = encodeVolumeMeta(meta);
+      await this.writeTemporary(VOLUME_META, text);
+      this.staged = text;
+    });
+  }
+
+  dropStaged(): Promise<void> {
+    return this.inTurn(async () => {
+      this.staged = null;
+      await this.removeIfPresent(VOLUME_META + TEMPORARY_SUFFIX);
+    });
   }
 
   /** The records of all heads and snapshots; other files are none of ours. @throws BAD_METADATA. */
@@ -106,21 +124,37 @@ export class MetadataStore {
   }
 
   private write(fileName: string, encode: () => string): Promise<void> {
-    const write = this.lastWrite.then(() => this.replaceFile(fileName, encode()));
-    this.lastWrite = write.catch(() => undefined);
-    return write;
+    return this.inTurn(() => this.replaceFile(fileName, encode()));
+  }
+
+  private inTurn(action: () => Promise<void>): Promise<void> {
+    const result = this.lastWrite.then(action);
+    this.lastWrite = result.catch(() => undefined);
+    return result;
   }
 
   private async replaceFile(fileName: string, text: string): Promise<void> {
     const temporary = fileName + TEMPORARY_SUFFIX;
+    const isStaged = fileName === VOLUME_META && this.staged === text;
+    if (fileName === VOLUME_META) this.staged = null;
+    if (!isStaged) await this.writeTemporary(fileName, text);
     try {
-      await this.disk.writeFile(this.path(temporary), Buffer.from(text), FILE_MODE);
       await this.disk.rename(this.path(temporary), this.path(fileName));
     } catch (error) {
       await this.clearTemporary(temporary);
       throw error;
     }
     await this.syncDirectory();
+  }
+
+  private async writeTemporary(fileName: string, text: string): Promise<void> {
+    const temporary = fileName + TEMPORARY_SUFFIX;
+    try {
+      await this.disk.writeFile(this.path(temporary), Buffer.from(text), FILE_MODE);
+    } catch (error) {
+      await this.clearTemporary(temporary);
+      throw error;
+    }
   }
 
   /** Whatever stands in the way of the next attempt, a directory too (upstream scenario 93). */

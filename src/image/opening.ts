@@ -8,7 +8,7 @@ import { openBackingFile, resolveBackingPath } from './backing-file.js';
 import { DiskTable } from './disk-table.js';
 import { LayerStack, type Layer } from './layer-stack.js';
 import type { MetadataStore } from './metadata-store.js';
-import type { VolumeMeta } from './metadata.js';
+import type { DiskRecord, VolumeMeta } from './metadata.js';
 import { isHeadName, VOLUME_META } from './names.js';
 
 /** What a directory holds, before its files are opened. */
@@ -46,6 +46,24 @@ export async function readDirectory(store: MetadataStore): Promise<ReadDirectory
   }
   checkVolumeMeta(meta);
   return { meta, table: new DiskTable(await store.readDisks(await store.list())) };
+}
+
+/** The disk at the top: the head, or the snapshot that a read-only chain looks at. */
+export function topDisk(
+  meta: VolumeMeta,
+  found: DiskRecord | undefined,
+  options: { readonly headDiskName?: string; readonly readOnly?: boolean },
+): string {
+  const name = options.headDiskName ?? meta.head;
+  if (options.headDiskName !== undefined && options.readOnly !== true) {
+    throw new StorageError('INVALID_ARGUMENT', 'only a read-only chain may start at a snapshot', {
+      name,
+    });
+  }
+  if (found !== undefined) return found.name;
+  const isHead = options.headDiskName === undefined;
+  if (!isHead) throw new StorageError('NOT_FOUND', `cannot find disk ${name}`, { name });
+  throw new StorageError('CHAIN_BROKEN', `failed to find metadata for ${name}`, { name });
 }
 
 function checkVolumeMeta(meta: VolumeMeta): void {

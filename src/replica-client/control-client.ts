@@ -1,7 +1,7 @@
 // Control of one replica over gRPC: Longhorn's ReplicaService, and the sync agent beside it for
 // sending single files. The boundary where a Go peer's error texts become codes.
 
-import { ReplicaServiceDefinition } from '../api/generated/replica.js';
+import { ReplicaServiceDefinition, type ReplicaSnapshotRequest } from '../api/generated/replica.js';
 import { SyncAgentServiceDefinition } from '../api/generated/syncagent.js';
 import type { Clock } from '../core/clock.js';
 import { StorageError } from '../core/errors.js';
@@ -66,6 +66,12 @@ export interface ControlClientOptions {
   readonly servicesOf?: ReplicaServicesOf;
 }
 
+/** Clients wait for the answer, and nobody here looks at it. */
+function snapshotRequest(record: SnapshotRecord): ReplicaSnapshotRequest {
+  const { name, userCreated, created, labels } = record;
+  return { name, userCreated, created, labels: { ...labels }, isBrief: true };
+}
+
 export class ControlClient implements ReplicaControl {
   private readonly address: string;
   private readonly channel: RpcChannel;
@@ -112,10 +118,11 @@ export class ControlClient implements ReplicaControl {
   }
 
   async snapshot(record: SnapshotRecord): Promise<void> {
-    const { name, userCreated, created, labels } = record;
-    await this.call(
-      this.replica.replicaSnapshot({ name, userCreated, created, labels: { ...labels } }),
-    );
+    await this.call(this.replica.replicaSnapshot(snapshotRequest(record)));
+  }
+
+  async prepareSnapshot(record: SnapshotRecord): Promise<void> {
+    await this.call(this.replica.snapshotPrepare(snapshotRequest(record)));
   }
 
   async revert(diskName: string, created: string): Promise<void> {

@@ -131,9 +131,17 @@ function handlersOf(replica: Replica, local: LocalEndpoint): Handlers {
       await replica.delete();
       return {};
     },
-    replicaSnapshot: async ({ name, userCreated, created, labels }) => {
+    replicaSnapshot: async ({ name, userCreated, created, labels, isBrief }) => {
       checkSnapshotRequest(name, created);
-      return after(replica.snapshot({ name, userCreated, created, labels }));
+      const taken = replica.snapshot({ name, userCreated, created, labels });
+      if (!isBrief) return after(taken);
+      await taken;
+      return { replica: undefined };
+    },
+    snapshotPrepare: async ({ name, userCreated, created, labels }) => {
+      checkSnapshotRequest(name, created);
+      await replica.prepareSnapshot({ name, userCreated, created, labels });
+      return {};
     },
     replicaRevert: async ({ name, created }) => {
       checkSnapshotRequest(name, created);

@@ -296,6 +296,11 @@ export class Replica implements BlockDevice {
     return this.whenOpen((chain) => chain.snapshot(options));
   }
 
+  /** snapshot() with the same options is quick after this. */
+  prepareSnapshot(options: SnapshotOptions): Promise<void> {
+    return this.whenOpen((chain) => chain.prepareSnapshot(options));
+  }
+
   /** @param diskName of the snapshot, not its own name. @throws NOT_FOUND, INVALID_STATE. */
   revert(diskName: string, created: string): Promise<void> {
     return this.whenOpen((chain) => revertTo(chain, this.directory, diskName, created));

@@ -95,6 +95,8 @@ interface Scenario {
   readonly isMixed?: boolean;
   /** Contents of the head that are right once the operation was acknowledged. */
   readonly headAfter?: number[];
+  /** A snapshot that is there, and reads as the head did before, once the operation was acknowledged. */
+  readonly makes?: string;
   /** Snapshots that may be gone or changed. */
   readonly losable?: readonly string[];
 }
@@ -103,7 +105,40 @@ const UNDER_S4 = [4, 5, 5, 5, 5, 3, 4, 0];
 const TRIMMED = [0, 2, 0, 0, 2, 3, 4, 0];
 
 const SCENARIOS: readonly Scenario[] = [
-  { name: 'snapshot', run: (chain) => snapshot(chain, 'new') },
+  { name: 'snapshot', run: (chain) => snapshotAndTidy(chain, 'new'), makes: 'new' },
+  { name: 'preparing a snapshot', run: (chain) => prepareNew(chain) },
+  {
+    name: 'taking a prepared snapshot',
+    prepare: prepareNew,
+    run: (chain) => snapshotAndTidy(chain, 'new'),
+    makes: 'new',
+  },
+  {
+    name: 'preparing and taking a snapshot',
+    run: async (chain) => {
+      await prepareNew(chain);
+      await snapshotAndTidy(chain, 'new');
+    },
+    makes: 'new',
+  },
+  {
+    name: 'another snapshot than the prepared one',
+    prepare: prepareNew,
+    run: (chain) => snapshotAndTidy(chain, 'other'),
+    makes: 'other',
+  },
+  {
+    name: 'revert after a snapshot was prepared',
+    prepare: prepareNew,
+    run: (chain) => chain.revert('s1', CREATED),
+    heads: [HEAD, AT['s1'] as number[]],
+    headAfter: AT['s1'] as number[],
+  },
+  {
+    name: 'close after a snapshot was prepared',
+    prepare: prepareNew,
+    run: (chain) => chain.close(),
+  },
   {
     name: 'expand',
     run: (chain) => chain.expand(16 * SECTOR_BYTES),
@@ -209,6 +244,17 @@ const SCENARIOS: readonly Scenario[] = [
   { name: 'close', run: (chain) => chain.close() },
 ];
 
+function prepareNew(chain: ImageChain): Promise<void> {
+  return chain.prepareSnapshot({ name: 'new', userCreated: true, created: CREATED });
+}
+
+/** A snapshot, and the removal of the old head's names, which goes on after its answer. */
+async function snapshotAndTidy(chain: ImageChain, name: string): Promise<void> {
+  await snapshot(chain, name);
+  // Nobody is told when that fails.
+  await chain.disks().catch(() => undefined);
+}
+
 /** Sectors 0, 2 and 3, then a flush. */
 async function trimTwice(chain: ImageChain): Promise<void> {
   await control(chain, BLOCK_OP.unmap, 0, SECTOR_BYTES);
@@ -279,6 +325,11 @@ async function check(
       ? head.every((byte, i) => heads.some((right) => right[i] === byte))
       : heads.some((right) => startsWith(head, right));
   if (!isRight) return `the head reads ${head.join(' ')}`;
+  if (isAcknowledged && scenario.makes !== undefined) {
+    const made = { readOnly: true, headDiskName: scenario.makes };
+    const bytes = await sectorBytes(disk, await openChain(disk, DIRECTORY, made));
+    if (!startsWith(bytes, HEAD)) return `${scenario.makes} reads ${bytes.join(' ')}`;
+  }
   const problem = (await checkSnapshots(scenario, disk)) ?? (await checkFiles(disk, chain));
   if (problem !== null) return problem;
   await snapshot(chain, 'after-crash');

@@ -8,6 +8,7 @@ import type { Disk } from '../../src/disk/disk.js';
 import type { ImageChain } from '../../src/image/chain.js';
 import { RevisionCounter } from '../../src/image/revision-counter.js';
 import {
+  CREATED,
   memoryChain,
   memoryDisk,
   openChain,
@@ -101,6 +102,73 @@ t.test('a snapshot whose files cannot be made leaves none of them behind', async
     await t.rejects(snapshot(chain, 'a'), { code: 'NO_SPACE', details: { rollback: 'succeeded' } });
     disk.fault = null;
     t.strictSame(await disk.list('/volume'), files, failing);
+    await snapshot(chain, 'a');
+    t.strictSame(await sectorBytes(disk, chain), [1, 1, 1, 1]);
+  }
+});
+
+const NEW = { name: 'a', userCreated: true, created: CREATED };
+
+t.test('a prepared snapshot is taken with one sync of data and one of the directory', async (t) => {
+  const { disk, chain } = await memoryChain(4);
+  await writeBytes(disk, chain, 0, sectorsOf(1, 4));
+  await chain.prepareSnapshot(NEW);
+  await writeBytes(disk, chain, 0, sectorsOf(2));
+  const before = disk.log.length;
+  await chain.snapshot(NEW);
+  const calls = disk.log.slice(before).map(({ kind }) => kind);
+  t.strictSame(calls.slice(0, 3), ['sync', 'rename', 'syncDirectory']);
+  t.notOk(calls.includes('writeFile'), 'no file is written');
+  await writeBytes(disk, chain, 0, sectorsOf(3));
+  const names = (await chain.disks()).map(({ name }) => name);
+  t.strictSame(names, ['volume-head-001.img', 'volume-snap-a.img']);
+  t.notOk((await disk.list('/volume')).includes('volume-head-000.img'), 'the old head is gone');
+  await chain.close();
+  const at = { readOnly: true, headDiskName: 'a' };
+  const frozen = await openChain(disk, '/volume', at);
+  t.strictSame(await sectorBytes(disk, frozen), [2, 1, 1, 1], 'a write in between is in it');
+});
+
+t.test('files of a prepared snapshot go with any other change, and with the close', async (t) => {
+  const { disk, chain } = await memoryChain(4);
+  await writeBytes(disk, chain, 0, sectorsOf(1, 4));
+  const files = await disk.list('/volume');
+  const others: Record<string, () => Promise<unknown>> = {
+    'another snapshot': async () => {
+      await t.rejects(snapshot(chain, '../x'), { code: 'INVALID_NAME' });
+      await chain.setRebuilding(false);
+    },
+    'the rebuilding flag': () => chain.setRebuilding(false),
+    'a reload': () => chain.reload(),
+    'another preparation, which fails': async () => {
+      disk.fault = ({ kind, path }) =>
+        kind === 'writeFile' && path.endsWith('volume.meta.tmp') ? 'NO_SPACE' : null;
+      await t.rejects(chain.prepareSnapshot({ ...NEW, name: 'b' }), { code: 'NO_SPACE' });
+      disk.fault = null;
+    },
+    'the close': () => chain.close(),
+  };
+  for (const [name, change] of Object.entries(others)) {
+    await chain.prepareSnapshot(NEW);
+    t.not((await disk.list('/volume')).length, files.length);
+    await change();
+    t.strictSame(await disk.list('/volume'), files, name);
+  }
+});
+
+t.test('a prepared snapshot that cannot be put into effect is undone', async (t) => {
+  for (const failing of ['sync', 'rename', 'syncDirectory'] as const) {
+    const { disk, chain } = await memoryChain(4);
+    await writeBytes(disk, chain, 0, sectorsOf(1, 4));
+    const files = await disk.list('/volume');
+    await chain.prepareSnapshot(NEW);
+    let failures = 0;
+    disk.fault = ({ kind }) => (kind === failing && failures++ === 0 ? 'NO_SPACE' : null);
+    await t.rejects(chain.snapshot(NEW), { code: 'NO_SPACE', details: { rollback: 'succeeded' } });
+    disk.fault = null;
+    t.strictSame(await disk.list('/volume'), files, failing);
+    t.strictSame(await sectorBytes(disk, chain), [1, 1, 1, 1]);
+    if (failing === 'sync') continue;
     await snapshot(chain, 'a');
     t.strictSame(await sectorBytes(disk, chain), [1, 1, 1, 1]);
   }

@@ -32,7 +32,13 @@ async function info(answer: Answer): Promise<ReplicaInfo> {
 }
 
 function snapshot(api: Api, name: string, labels: Record<string, string> = {}): Answer {
-  return api.replicaSnapshot({ name, userCreated: true, created: CREATED, labels });
+  return api.replicaSnapshot({
+    name,
+    userCreated: true,
+    created: CREATED,
+    labels,
+    isBrief: false,
+  });
 }
 
 t.test('the life of one replica', async (t) => {

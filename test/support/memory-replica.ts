@@ -111,6 +111,7 @@ export class MemoryReplica implements ReplicaPort {
       await this.record('snapshot');
       this.snapshots.push(record);
     },
+    prepareSnapshot: async () => undefined,
     revert: () => this.record('revert'),
     expand: () => this.record('expand'),
     removeDisk: () => this.record('removeDisk'),

@@ -53,6 +53,8 @@ export interface ReplicaSnapshotRequest {
   userCreated: boolean;
   created: string;
   labels: { [key: string]: string };
+  /** This project's own: the answer leaves the replica out and does not wait for what needs no haste. */
+  isBrief: boolean;
 }
 
 export interface ReplicaSnapshotRequest_LabelsEntry {
@@ -734,7 +736,7 @@ export const ReplicaRevertResponse: MessageFns<ReplicaRevertResponse> = {
 };
 
 function createBaseReplicaSnapshotRequest(): ReplicaSnapshotRequest {
-  return { name: "", userCreated: false, created: "", labels: {} };
+  return { name: "", userCreated: false, created: "", labels: {}, isBrief: false };
 }
 
 export const ReplicaSnapshotRequest: MessageFns<ReplicaSnapshotRequest> = {
@@ -751,6 +753,9 @@ export const ReplicaSnapshotRequest: MessageFns<ReplicaSnapshotRequest> = {
     globalThis.Object.entries(message.labels).forEach(([key, value]: [string, string]) => {
       ReplicaSnapshotRequest_LabelsEntry.encode({ key: key as any, value }, writer.uint32(34).fork()).join();
     });
+    if (message.isBrief !== false) {
+      writer.uint32(8000).bool(message.isBrief);
+    }
     return writer;
   },
 
@@ -800,6 +805,14 @@ export const ReplicaSnapshotRequest: MessageFns<ReplicaSnapshotRequest> = {
             if (entry4.value !== undefined) {
               message.labels[entry4.key] = entry4.value;
             }
+            continue;
+          }
+          case 1000: {
+            if (tag !== 8000) {
+              break;
+            }
+
+            message.isBrief = reader.bool();
             continue;
           }
         }
@@ -3373,6 +3386,18 @@ export const ReplicaServiceDefinition = {
     checkpointEnd: {
       name: "CheckpointEnd",
       requestType: Empty as typeof Empty,
+      requestStream: false,
+      responseType: Empty as typeof Empty,
+      responseStream: false,
+      options: {},
+    },
+    /**
+     * Makes a snapshot's files ahead: ReplicaSnapshot with the same fields then has only to put them into
+     * effect. They are dropped by any other change of the chain.
+     */
+    snapshotPrepare: {
+      name: "SnapshotPrepare",
+      requestType: ReplicaSnapshotRequest as typeof ReplicaSnapshotRequest,
       requestStream: false,
       responseType: Empty as typeof Empty,
       responseStream: false,
