@@ -20,7 +20,7 @@ export interface CliRun {
   readonly result: Promise<CliResult>;
   kill(signal: NodeJS.Signals): void;
   /** Resolves when stderr contains the text. @throws when the program ends without. */
-  said(text: string): Promise<void>;
+  said(text: string | RegExp): Promise<void>;
 }
 
 export function startCli(args: readonly string[]): CliRun {
@@ -48,8 +48,8 @@ export function startCli(args: readonly string[]): CliRun {
     said: (text) =>
       new Promise((resolve, reject) => {
         const look = (): void => {
-          if (stderr.includes(text)) resolve();
-          else if (isOver) reject(new Error(`ended without saying '${text}': ${stderr}`));
+          if (typeof text === 'string' ? stderr.includes(text) : text.test(stderr)) resolve();
+          else if (isOver) reject(new Error(`ended without saying '${String(text)}': ${stderr}`));
           else return;
           listeners.delete(look);
         };
@@ -97,6 +97,10 @@ export class SocketClient {
 
   read(offset: number, lengthBytes: number): Promise<Buffer> {
     return this.request(FRAME_TYPE.read, offset, lengthBytes, Buffer.alloc(0));
+  }
+
+  async trim(offset: number, lengthBytes: number): Promise<void> {
+    await this.request(FRAME_TYPE.unmap, offset, lengthBytes, Buffer.alloc(0));
   }
 
   close(): void {
