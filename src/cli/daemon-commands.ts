@@ -2,7 +2,7 @@
 // check flags (Longhorn's names and defaults) and only then load what they run.
 
 import { type Command, InvalidArgumentError, Option } from 'commander';
-import { SNAPSHOT_COUNT_MAX } from '../core/limits.js';
+import { REPLICAS_MAX, SNAPSHOT_COUNT_MAX } from '../core/limits.js';
 import type { LogLevel } from '../core/log.js';
 import type { Endpoint } from '../transport/connection.js';
 import { collect, sizeBytes, wholeNumber } from './flag-values.js';
@@ -132,9 +132,9 @@ function engineFlags(command: Command): Command {
     .option('--snapshot-max-size <size>', 'most bytes in snapshots, 0 for no limit', sizeBytes, 0)
     .option(
       '--rebuild-sync-concurrent-limit <n>',
-      'replicas a rebuild reads from',
+      'replicas a rebuild reads from; all by default',
       positiveNumber,
-      1,
+      REPLICAS_MAX,
     )
     .option('--nbd-listen <endpoint>', 'unix:///PATH or HOST:PORT (repeat)', endpoint, [])
     .addOption(

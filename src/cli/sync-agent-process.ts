@@ -3,6 +3,7 @@
 
 import { fstatSync } from 'node:fs';
 import { mkdir } from 'node:fs/promises';
+import { setPriority } from 'node:os';
 import { join } from 'node:path';
 import { ReplicaServiceDefinition } from '../api/generated/replica.js';
 import { SyncAgentServiceDefinition } from '../api/generated/syncagent.js';
@@ -39,9 +40,12 @@ export interface SyncAgentProcessOptions {
   readonly logLevel: LogLevel;
 }
 
+/** Rebuilds, purges and hashes leave the processor to replicas and engines that serve clients. */
+const NICENESS = 10;
 const CONTROL_GRACE_MS = 5000;
 
 export async function runSyncAgent(options: SyncAgentProcessOptions): Promise<void> {
+  setPriority(NICENESS); // before other threads begin, which take it over
   const { volumeName } = options;
   const log = createDaemonLogger(options.logLevel, { process: 'sync-agent', volume: volumeName });
   const runtime = createRuntime(log);

@@ -1,6 +1,6 @@
 // What an engine is told at start, and the few values that can be changed while it runs.
 
-import { SNAPSHOT_COUNT_MAX } from '../core/limits.js';
+import { REPLICAS_MAX, SNAPSHOT_COUNT_MAX } from '../core/limits.js';
 
 /** Longhorn's --engine-replica-timeout: default and range in seconds. */
 export const REPLICA_TIMEOUT_SECONDS = { fallback: 8, min: 8, max: 30 } as const;
@@ -24,6 +24,7 @@ export interface EngineSettings {
   snapshotMaxCount: number;
   /** 0: unlimited. */
   snapshotMaxBytes: number;
+  /** Replicas that a rebuild reads from at most. */
   rebuildConcurrentSyncLimit: number;
 }
 
@@ -38,6 +39,6 @@ export function defaultSettings(volumeName: string): EngineSettings {
     unmapMarkSnapChainRemoved: false,
     snapshotMaxCount: SNAPSHOT_COUNT_MAX,
     snapshotMaxBytes: 0,
-    rebuildConcurrentSyncLimit: 1,
+    rebuildConcurrentSyncLimit: REPLICAS_MAX,
   };
 }

@@ -25,6 +25,10 @@ export const PIECE_BYTES_MAX = 2 * MIB;
 export const PIECE_BUFFERS = PIECE_BYTES_MAX / REQUEST_BYTES_MAX;
 /** Pieces one sender has in flight. */
 export const SENDER_WORKERS = 4;
+/** Files a rebuild receives at a time; each takes a receiver's port. */
+export const FILES_AT_ONCE = 4;
+/** Pieces that one agent sends at a time, of all files together. */
+export const PIECES_AT_ONCE_MAX = FILES_AT_ONCE * SENDER_WORKERS;
 /** Extents asked of the file system at a time while a source is walked. */
 export const LAYOUT_EXTENTS_MAX = 512;
 

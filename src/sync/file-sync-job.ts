@@ -1,5 +1,6 @@
-// Brings a list of files from other replicas into this one's directory: every source works on
-// files in parallel, a file that fails is tried again, possibly elsewhere, and after three failures
+// Brings a list of files from other replicas into this one's directory: several files at once, from
+// all sources. First the data, then the records, so that what a broken-off copy leaves is the chain
+// that was there before. A file that fails is tried again, elsewhere first, and after three failures
 // the whole job fails. A file counts only after its receiver has closed it, hence durable.
 // Source: pkg/sync/rpc/server.go FilesSync (control-api §3).
 
@@ -47,6 +48,8 @@ export interface FileSyncOptions {
   readonly receivers: ReceiverPool;
   readonly files: readonly SyncFileInfo[];
   readonly sources: readonly FileSource[];
+  /** At least one from each source. */
+  readonly filesAtOnce: number;
   /** Absolute path of a replica directory on this node that has the same files. */
   readonly localSourceDirectory: string | null;
   readonly signal: AbortSignal;
@@ -58,6 +61,12 @@ export interface FileSyncOptions {
 interface FileTask {
   readonly file: SyncFileInfo;
   attempts: number;
+  /** Sources that could not send it; they get it again when all others could not either. */
+  readonly failedAt: Set<FileSource>;
+}
+
+function isRecord({ fromFileName }: SyncFileInfo): boolean {
+  return fromFileName.endsWith('.meta');
 }
 
 export async function syncFiles(options: FileSyncOptions): Promise<void> {
@@ -70,28 +79,37 @@ export async function syncFiles(options: FileSyncOptions): Promise<void> {
 
 class FileSyncJob {
   private readonly options: FileSyncOptions;
-  private readonly waiting: FileTask[];
+  private waiting: FileTask[];
+  /** Tasks that are neither waiting nor done. */
+  private takenCount = 0;
+  private wakeLanes: (() => void)[] = [];
+  /** Monotonic time until which a source that failed is left alone. */
+  private readonly restUntilMs = new Map<FileSource, number>();
   private readonly abort = new AbortController();
   private finishedBytes = 0;
   private readonly inFlightBytes = new Map<FileTask, number>();
 
   constructor(options: FileSyncOptions) {
     this.options = options;
-    this.waiting = options.files.map((file) => ({ file, attempts: 0 }));
+    this.waiting = options.files.map((file) => ({ file, attempts: 0, failedAt: new Set() }));
   }
 
   async run(): Promise<void> {
-    const { signal, sources, files } = this.options;
+    const { signal } = this.options;
     const onAbort = (): void => this.abort.abort(signal.reason);
+    this.abort.signal.addEventListener('abort', () => this.wake(), { once: true });
     if (signal.aborted) onAbort();
     signal.addEventListener('abort', onAbort, { once: true });
     try {
       await this.copyFromNeighbour();
-      const workers = sources.slice(0, files.length).map((source) => this.work(source));
-      const outcomes = await Promise.allSettled(workers);
-      for (const outcome of outcomes) if (outcome.status === 'rejected') throw outcome.reason;
+      const remaining = this.waiting;
+      // The largest first, so that the lanes end together.
+      const data = remaining.filter(({ file }) => !isRecord(file));
+      await this.copyAll(data.sort((a, b) => b.file.actualSize - a.file.actualSize));
+      await this.copyAll(remaining.filter(({ file }) => isRecord(file)));
     } finally {
       signal.removeEventListener('abort', onAbort);
+      this.abort.abort(); // ends what still sleeps
     }
   }
 
@@ -121,18 +139,66 @@ class FileSyncJob {
     }
   }
 
+  private async copyAll(tasks: FileTask[]): Promise<void> {
+    const { sources, filesAtOnce } = this.options;
+    this.waiting = tasks;
+    const lanes: Promise<void>[] = [];
+    const count = Math.max(filesAtOnce, sources.length);
+    for (let lane = 0; lane < count; lane++) {
+      const source = sources[lane % sources.length];
+      if (source !== undefined) lanes.push(this.work(source));
+    }
+    const outcomes = await Promise.allSettled(lanes);
+    for (const outcome of outcomes) if (outcome.status === 'rejected') throw outcome.reason;
+  }
+
   private async work(source: FileSource): Promise<void> {
-    for (;;) {
-      if (this.abort.signal.aborted) throw toStorageError(this.abort.signal.reason, 'CANCELLED');
-      const task = this.waiting.shift();
-      if (task === undefined) return;
+    for (let task = await this.take(source); task !== null; task = await this.take(source)) {
       try {
         await this.transfer(source, task);
         this.finished(task);
       } catch (error) {
-        await this.failed(source, task, error);
+        this.failed(source, task, error);
+      } finally {
+        this.takenCount--;
+        this.wake();
       }
     }
+  }
+
+  /** The next file for this source; null when all are done. Waits: one may come back from another. */
+  private async take(source: FileSource): Promise<FileTask | null> {
+    const { clock, sources } = this.options;
+    const { signal } = this.abort;
+    for (;;) {
+      if (signal.aborted) throw toStorageError(signal.reason, 'CANCELLED');
+      if (this.waiting.length === 0 && this.takenCount === 0) return null;
+      const restMs = (this.restUntilMs.get(source) ?? 0) - clock.nowMs();
+      if (restMs > 0) {
+        await Promise.race([sleepMs(clock, restMs, signal), this.changed()]);
+        continue;
+      }
+      const index = this.waiting.findIndex(
+        ({ failedAt }) => !failedAt.has(source) || failedAt.size === sources.length,
+      );
+      const [task] = index < 0 ? [] : this.waiting.splice(index, 1);
+      if (task !== undefined) {
+        this.takenCount++;
+        return task;
+      }
+      await this.changed();
+    }
+  }
+
+  /** Resolves when a file was finished, came back, or the job ends. */
+  private changed(): Promise<void> {
+    return new Promise((resolve) => this.wakeLanes.push(resolve));
+  }
+
+  private wake(): void {
+    const lanes = this.wakeLanes;
+    this.wakeLanes = [];
+    for (const wake of lanes) wake();
   }
 
   private async transfer(source: FileSource, task: FileTask): Promise<void> {
@@ -170,22 +236,24 @@ class FileSyncJob {
     }
   }
 
-  private async failed(source: FileSource, task: FileTask, error: unknown): Promise<void> {
-    const { log, clock } = this.options;
+  private failed(source: FileSource, task: FileTask, error: unknown): void {
+    const { log, clock, sources } = this.options;
     const { signal } = this.abort;
     this.inFlightBytes.delete(task);
     task.attempts++;
+    task.failedAt.add(source);
     const { fromFileName } = task.file;
     const fields = { file: fromFileName, source: source.address, attempt: task.attempts, error };
     log.warn('files.sync.attempt.failed', fields);
     if (signal.aborted) throw toStorageError(signal.reason, 'CANCELLED');
-    if (task.attempts >= ATTEMPTS_MAX) {
+    if (task.attempts >= Math.max(ATTEMPTS_MAX, sources.length)) {
       const message = `failed to sync file ${fromFileName} from ${source.address}: ${errorText(error)}`;
       const failure = new StorageError(toStorageError(error).code, message, {}, error);
       this.abort.abort(failure); // the other sources stop too
       throw failure;
     }
-    await sleepMs(clock, Math.min(RETRY_FIRST_MS * 2 ** (task.attempts - 1), RETRY_MAX_MS), signal);
+    const restMs = Math.min(RETRY_FIRST_MS * 2 ** (task.attempts - 1), RETRY_MAX_MS);
+    this.restUntilMs.set(source, clock.nowMs() + restMs);
     this.waiting.push(task);
   }
 

@@ -11,6 +11,7 @@ import { BandwidthLimit } from './bandwidth.js';
 import { decodeChecksumRecord } from './checksum-record.js';
 import { CLOSE_TIMEOUT_MS, REQUEST_TIMEOUT_MS, SENDER_WORKERS } from './constants.js';
 import type { LayoutPiece } from './layout.js';
+import { Pace } from './pace.js';
 import { PieceBuffer } from './piece-buffer.js';
 import { intervalParameters } from './query.js';
 import type { Interval } from './query.js';
@@ -29,6 +30,8 @@ export interface SendOptions {
   /** Limit of one request; default REQUEST_TIMEOUT_MS. */
   readonly timeoutMs?: number;
   readonly bytesPerSecondMax?: number;
+  /** Shared by all that one process sends; its own by default. */
+  readonly pace?: Pace;
   /** Bytes of data that are now at the destination. */
   readonly onProgress?: (bytes: number) => void;
   readonly signal?: AbortSignal;
@@ -75,6 +78,7 @@ class Sending {
   private readonly closer: SyncClient;
   private readonly failure = new AbortController();
   private readonly limit: BandwidthLimit | null;
+  private readonly pace: Pace;
   private readonly onAbort = (): void => this.failure.abort(this.options.signal?.reason);
   private mustCompare = false;
   private dataBytes = 0;
@@ -90,6 +94,7 @@ class Sending {
     const signal = new AbortController().signal;
     this.closer = new SyncClient({ clock, host, port, timeoutMs: CLOSE_TIMEOUT_MS, signal });
     const hasLimit = bytesPerSecondMax !== undefined && bytesPerSecondMax > 0;
+    this.pace = options.pace ?? new Pace(clock);
     this.limit = hasLimit ? new BandwidthLimit(clock, bytesPerSecondMax) : null;
     if (options.signal?.aborted === true) this.onAbort();
     options.signal?.addEventListener('abort', this.onAbort, { once: true });
@@ -188,15 +193,35 @@ class Sending {
   }
 
   private async sendData(interval: Interval): Promise<void> {
+    const { pace } = this;
+    await pace.enter();
+    let pauseMs = 0;
+    try {
+      pauseMs = await this.sendPiece(interval);
+      // Whoever pauses keeps its place, so that nobody else takes it.
+      await pace.pause(pauseMs, this.failure.signal);
+    } finally {
+      pace.leave();
+    }
+  }
+
+  /** Milliseconds to pause afterwards. */
+  private async sendPiece(interval: Interval): Promise<number> {
+    const { disk, clock } = this.options;
     const lengthBytes = interval.endOffset - interval.beginOffset;
-    const piece = await PieceBuffer.acquire(this.options.disk, lengthBytes, this.failure.signal);
+    const piece = await PieceBuffer.acquire(disk, lengthBytes, this.failure.signal);
+    const beganMs = clock.nowMs();
     try {
       const reading = this.source.read(piece, interval.beginOffset, lengthBytes);
       const theirs = this.mustCompare ? await this.remoteHash(interval, reading) : null;
       await reading;
-      if (theirs === null || theirs !== piece.hash()) await this.writeData(interval, piece);
+      const isEqual = theirs !== null && theirs === piece.hash();
+      if (!isEqual) await this.writeData(interval, piece);
       this.dataBytes += piece.lengthBytes;
       this.options.onProgress?.(piece.lengthBytes);
+      // Waiting for the limit would look like waiting for the disk.
+      if (this.limit !== null) return 0;
+      return this.pace.arrived(isEqual ? 'equal' : 'sent', lengthBytes, beganMs);
     } finally {
       piece.release();
     }

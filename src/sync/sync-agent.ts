@@ -15,7 +15,7 @@ import type { Disk } from '../disk/disk.js';
 import { LONG_CALL_DEADLINE_MS, createChannel, createClient } from '../rpc/client.js';
 import { storageErrorOfRpc } from '../rpc/error-map.js';
 import type { Identity } from '../rpc/identity.js';
-import { REQUEST_TIMEOUT_MS } from './constants.js';
+import { FILES_AT_ONCE, REQUEST_TIMEOUT_MS } from './constants.js';
 import { cloneSnapshot } from './clone-job.js';
 import { neighbourDirectory, syncFiles } from './file-sync-job.js';
 import type { FileSource, FileSourceRequest } from './file-sync-job.js';
@@ -25,6 +25,7 @@ import { NEVER_RAN, errorText, percent } from './operation-status.js';
 import type { OperationStatus } from './operation-status.js';
 import { purgeSnapshots } from './purge-job.js';
 import type { ReplicaClient } from './purge-job.js';
+import { Pace } from './pace.js';
 import { checkFileName } from './query.js';
 import { ReceiverPool } from './receiver-pool.js';
 import type { PortRange } from './receiver-pool.js';
@@ -95,6 +96,7 @@ export class SyncAgent {
   private readonly options: SyncAgentOptions;
   private readonly receivers: ReceiverPool;
   private readonly abort = new AbortController();
+  private readonly pace: Pace;
   private sendingCount = 0;
   private purge: OperationStatus = NEVER_RAN;
   private purging: Promise<void> | null = null;
@@ -105,6 +107,7 @@ export class SyncAgent {
   constructor(options: SyncAgentOptions) {
     this.options = options;
     const { disk, clock, log, directory, ports, receiverHost, hashLock } = options;
+    this.pace = new Pace(clock);
     const host = receiverHost === undefined ? {} : { host: receiverHost };
     this.receivers = new ReceiverPool({ disk, clock, log, directory, ports, ...host });
     this.hashes = new HashJobs({ disk, clock, log, directory, lock: hashLock });
@@ -168,6 +171,7 @@ export class SyncAgent {
         host,
         port,
         isFastSync,
+        pace: this.pace,
         timeoutMs: timeoutSeconds > 0 ? timeoutSeconds * 1000 : REQUEST_TIMEOUT_MS,
         signal: AbortSignal.any([request.signal, this.abort.signal]),
         ...(Number.isFinite(bytesPerSecondMax) ? { bytesPerSecondMax } : {}),
@@ -199,6 +203,8 @@ export class SyncAgent {
       this.options.log.info('files.synced', { sources: addresses, receivedBytes });
     } catch (error) {
       this.rebuild = { ...this.rebuild, state: 'error', error: errorText(error) };
+      const { receivedBytes } = this.rebuild;
+      this.options.log.warn('files.sync.failed', { sources: addresses, receivedBytes, error });
       throw error;
     }
   }
@@ -229,6 +235,8 @@ export class SyncAgent {
         receivers: this.receivers,
         files,
         sources: peers,
+        // Each send of a limited source would get the limit for itself.
+        filesAtOnce: share > 0 ? addresses.length : FILES_AT_ONCE,
         localSourceDirectory,
         signal,
         onProgress: (doneBytes) => {
