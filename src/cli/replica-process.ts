@@ -84,6 +84,7 @@ async function serve(options: ReplicaProcessOptions, runtime: Runtime): Promise<
     clock,
     log,
     newId: randomUUID,
+    hostBootId: hostBootId(),
     takenOver: () => {
       for (const dataServer of dataServers) dataServer.endSuperseded();
     },

@@ -156,7 +156,9 @@ export class Engine {
     // The engine before this one has left it unflushed.
     const whole = [{ beginOffset: 0, endOffset: started.sizeBytes }];
     volume.written.noteAll(started.mayDiffer ?? whole);
-    this.convergence.add(started.mayDiffer);
+    const { reference } = started;
+    const preferred = reference === null ? null : (group.membership.find(reference) ?? null);
+    this.convergence.add(started.mayDiffer, preferred);
     if (keeper.needsFork) volume.noteMissed();
     this.checkpoints.start();
     this.forkSoon();

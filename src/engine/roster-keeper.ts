@@ -248,7 +248,8 @@ export class RosterKeeper {
       // Together with the comparison: whoever leaves from here on starts another round.
       this.changed = null;
       this.storing = null;
-      this.stored = roster;
+      // One without members was stored nowhere: nobody may be told that all are stale.
+      if (targets.length > 0) this.stored = roster;
       if (readable.length > 0) this.tellOthers(roster);
       this.settle();
       return;

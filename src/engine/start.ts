@@ -43,6 +43,8 @@ export interface Started {
   readonly absent: readonly AbsentReplica[];
   /** Ranges in which the members may differ; null: all of them. */
   readonly mayDiffer: WriteIntents;
+  /** Address of a member that has what was acknowledged even if it was not flushed, if there is one. */
+  readonly reference: string | null;
   /** Opened, but not used: to be told who is in step, so that none of them is started alone, and closed. */
   readonly unused: readonly ReplicaPort[];
 }
@@ -112,7 +114,9 @@ export async function startReplicas(
     const mayDiffer = roster?.isClean === true ? [] : intents;
     const unused = connected.filter((replica) => !trusted.includes(replica));
     const ports = unused.map(({ port }) => port);
-    return { sizeBytes: volumeBytes, absent, mayDiffer, unused: ports };
+    const complete = trusted.find(({ info }) => !info.lacksUnflushed);
+    const reference = complete?.address ?? null;
+    return { sizeBytes: volumeBytes, absent, mayDiffer, reference, unused: ports };
   } catch (error) {
     if (group.membership.all.length === 0) for (const { port } of connected) group.closePort(port);
     throw error;

@@ -72,6 +72,7 @@ function replicaMessage(
     engineGeneration: standing.engineGeneration,
     roster: standing.roster === null ? undefined : rosterMessage(standing.roster),
     rosterVoid: standing.isVoid,
+    lacksUnflushed: standing.lacksUnflushed,
   };
 }
 

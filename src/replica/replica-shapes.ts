@@ -24,6 +24,8 @@ export interface ReplicaOptions {
   readonly backingFilePath?: string;
   /** Makes the id of a directory that has none yet. */
   readonly newId: () => string;
+  /** Of the kernel that runs now; '' when unknown. */
+  readonly hostBootId: string;
   /** A newer engine was served in the place of one that had the replica open. */
   readonly takenOver?: () => void;
 }

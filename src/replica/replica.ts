@@ -279,6 +279,7 @@ export class Replica implements BlockDevice {
     return this.operations.run(async () => {
       if (this.chain === null) throw notOpen();
       await this.intents?.end();
+      await this.standing.checkpointed();
     });
   }
 

@@ -21,6 +21,13 @@ export interface RosterRecord {
   readonly isVoid: boolean;
   /** Fork disk → the disks there were, the fork included. */
   readonly forks: Readonly<Record<string, Readonly<Record<string, DiskAtFork>>>>;
+  /** Kernel it was last open on; '' when it never was, or the kernel has no id. */
+  readonly bootId: string;
+  /**
+   * True when that kernel ended while it was open: what was acknowledged to the client but not flushed
+   * may be missing here, until a checkpoint says that all replicas are alike.
+   */
+  readonly lacksUnflushed: boolean;
   /** Inode and change time of volume.meta after a clean close; null while open or after a crash. */
   readonly closedMeta: string | null;
 }

@@ -163,6 +163,8 @@ function newRecord(replicaId: string): RosterRecord {
     roster: null,
     isVoid: false,
     forks: {},
+    bootId: '',
+    lacksUnflushed: false,
     closedMeta: null,
   };
 }

@@ -18,6 +18,8 @@ export interface StandingOptions {
   readonly log: Logger;
   /** Makes the id of a directory that has none. */
   readonly newId: () => string;
+  /** Of the kernel that runs now; '' when unknown. */
+  readonly hostBootId: string;
 }
 
 /** What a member knows of an absent replica. */
@@ -33,6 +35,8 @@ const NOTHING_KNOWN: RosterRecord = {
   roster: null,
   isVoid: false,
   forks: {},
+  bootId: '',
+  lacksUnflushed: false,
   closedMeta: null,
 };
 
@@ -68,8 +72,11 @@ export class Standing {
     const { store } = this;
     const isForeign = generation === 0 || (await this.wasUsedByAnother(store.record));
     if (isForeign && store.record.roster !== null) log.warn('roster.void', { generation });
-    await store.update(({ roster, engineGeneration, isVoid }) => ({
+    const { hostBootId } = this.options;
+    await store.update(({ roster, engineGeneration, isVoid, ...before }) => ({
       engineGeneration: Math.max(engineGeneration, generation),
+      lacksUnflushed: before.lacksUnflushed || hasLostPower(before, hostBootId),
+      bootId: hostBootId,
       closedMeta: null,
       ...(isForeign && { roster: null, forks: {}, isVoid: isVoid || roster !== null }),
     }));
@@ -97,6 +104,13 @@ export class Standing {
       if (record.roster !== null && compareRosters(roster, record.roster) < 0) return null;
       return { roster, isVoid: false, forks: forksOf(roster, record, disks, head) };
     });
+  }
+
+  /** All replicas have made durable and alike what was in doubt. */
+  async checkpointed(): Promise<void> {
+    await this.store?.update((record) =>
+      record.lacksUnflushed ? { lacksUnflushed: false } : null,
+    );
   }
 
   /** Disks that a purge must leave alone. */
@@ -166,6 +180,14 @@ export function checkGeneration(generation: number, newest: number): void {
 export function supersededError(generation: number, newest: number): StorageError {
   const text = `engine generation ${generation} ${SUPERSEDED_TEXT} ${newest}`;
   return new StorageError('FENCED', text, { generation, newest });
+}
+
+/** It was open when another kernel ran; whatever ended that took the caches with it. */
+function hasLostPower(
+  { closedMeta, bootId }: Pick<RosterRecord, 'closedMeta' | 'bootId'>,
+  hostBootId: string,
+): boolean {
+  return closedMeta === null && bootId !== '' && bootId !== hostBootId;
 }
 
 /**

@@ -232,6 +232,7 @@ function openAfterCrash(
     revisionCounter: false,
     encrypted: false,
     newId: randomUUID,
+    hostBootId: '',
   };
   const engineGeneration = record.engineGeneration + 1;
   return openForEngine({ options, settings, standing: record, wasDirty }, new Set(), {

@@ -201,3 +201,13 @@ t.test('a roster that some members cannot keep does not outrank revision counter
     ['ERR', 'RW', 'RW'],
   );
 });
+
+t.test('a volume that lost its last member tells nobody that it has none', async (t) => {
+  const bed = await startEngine(1, 1);
+  replicaOf(bed, 0).lose(LOST);
+  await settle();
+  await bed.engine.addReplica(ADDRESS(1), false, 'WO').catch(() => undefined);
+  await settle();
+  const { roster } = replicaOf(bed, 1);
+  t.not(roster?.members.length, 0, 'or the last member would be taken for stale for ever');
+});

@@ -448,3 +448,19 @@ t.test('what another engine wrote to some of the replicas only is not guessed at
   replicas[1].info = { ...replicas[1].info, engineGeneration: 5, rosterVoid: true };
   await t.rejects(startWith(replicas, slab), { code: 'INVALID_STATE', message: /r1:9502/ });
 });
+
+t.test(
+  'who lost power with the engine is not the one that the others are made equal to',
+  async (t) => {
+    const { slab, replicas } = threeReplicas();
+    const members = [ID(0), ID(1), ID(2)];
+    for (const replica of replicas) replica.roster = roster({ members, isClean: false });
+    replicas[0].info = { ...replicas[0].info, lacksUnflushed: true };
+    for (const replica of replicas) replica.intents = [{ beginOffset: 0, endOffset: 4 * KIB }];
+    replicas[1].device.content.fill(7, 0, 4 * KIB);
+    replicas[2].device.content.fill(7, 0, 4 * KIB);
+    const engine = await startWith(replicas, slab);
+    await engine.convergence.whenDone();
+    t.equal(replicas[0].device.content[0], 7, 'what was acknowledged, though not flushed, is kept');
+  },
+);

@@ -44,6 +44,7 @@ const SURVIVORS: Record<string, Survivors> = {
     directoryChanges: (_path, count) => count,
     eighths: () => 1,
   },
+  'only room for data': { page: () => false, directoryChanges: () => 0, eighths: () => 1 },
   'all but the last name': {
     page: (_path, index) => index % 2 === 1,
     directoryChanges: (_path, count) => Math.max(0, count - 1),

@@ -36,6 +36,7 @@ function replicaAt(
   options: Partial<ReplicaOptions> = {},
 ): Promise<Replica> {
   const replica = Replica.at({
+    hostBootId: 'boot-1',
     newId: randomUUID,
     disk,
     directory,

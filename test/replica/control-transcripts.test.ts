@@ -82,6 +82,7 @@ class Rig {
     const disk = createNativeDisk({ slab: createSlab(MIB), log: silentLogger });
     const replica = await Replica.at({
       newId: randomUUID,
+      hostBootId: 'boot-1',
       disk,
       directory,
       clock: realClock,

@@ -77,6 +77,7 @@ let idCount = 0;
 function replicaAt(directory: string, fields: Partial<ReplicaOptions> = {}): Promise<Replica> {
   return Replica.at({
     newId: () => `id-${++idCount}`,
+    hostBootId: 'boot-1',
     disk: nativeDisk,
     directory,
     clock: realClock,
@@ -302,6 +303,40 @@ t.test(
     await replica.setRoster(rosterOf(5, 2));
     t.not((await replica.prepareRemove(disk('fork'))).length, 0, 'free again');
     t.equal(await replica.absence('gone'), null);
+  },
+);
+
+t.test(
+  'a replica whose machine lost power while it was open says so until a checkpoint',
+  async (t) => {
+    const directory = await mkdtemp(join(tmpdir(), 'longhorn-boot-'));
+    t.teardown(() => rm(directory, { recursive: true }));
+    const openOn = async (hostBootId: string, generation: number): Promise<Replica> => {
+      const replica = await replicaAt(directory, { hostBootId });
+      await replica.create(MIB);
+      await replica.open(openBy(generation));
+      return replica;
+    };
+    const lacks = async (replica: Replica): Promise<boolean> =>
+      (await replica.status()).standing.lacksUnflushed;
+    const first = await openOn('boot-1', 1);
+    t.notOk(await lacks(first), 'a new one lacks nothing');
+    await first.abandon();
+    const restarted = await openOn('boot-1', 2);
+    t.notOk(await lacks(restarted), 'the kernel lived on, and its caches');
+    await restarted.close();
+    const moved = await openOn('boot-2', 3);
+    t.notOk(await lacks(moved), 'it was closed in order before');
+    await moved.abandon();
+    const rebooted = await openOn('boot-3', 4);
+    t.ok(await lacks(rebooted));
+    await rebooted.abandon();
+    const again = await openOn('boot-3', 5);
+    t.ok(await lacks(again), 'a start that came to nothing changes nothing');
+    await again.beginCheckpoint();
+    await again.endCheckpoint();
+    t.notOk(await lacks(again));
+    await again.close();
   },
 );
 

@@ -150,6 +150,7 @@ t.test(
   async (t) => {
     const disk = new MemoryDisk();
     const replica = await Replica.at({
+      hostBootId: 'boot-1',
       newId: () => 'replica-one',
       disk,
       directory: DIRECTORY,

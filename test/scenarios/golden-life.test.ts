@@ -145,6 +145,7 @@ async function extracted(t: Test, archive: string, manifest: Manifest): Promise<
   execFileSync('sh', ['-c', unpack, archive, parent]);
   const directory = join(parent, manifest.case);
   const replica = await Replica.at({
+    hostBootId: 'boot-1',
     disk,
     directory,
     clock: realClock,

@@ -80,7 +80,9 @@ export class ReplicaNode {
     const { clock, newId } = process;
     const { network, rpc } = machinery;
     const dataServers: FrameServer[] = [];
+    const hostBootId = `${this.host}-boot-${this.bootCount}`;
     const replica = await Replica.at({
+      hostBootId,
       disk,
       directory: DIRECTORY,
       clock,
@@ -105,7 +107,6 @@ export class ReplicaNode {
     const transport = new SimTransport(process, network, this.dataPorts, this.slab);
     const endpoint = { kind: 'tcp', host: this.host, port: CONTROL_PORT + 1 } as const;
     dataServers.push(await startDataServer({ transport, endpoint, replica, clock, log, presence }));
-    const hostBootId = `${this.host}-boot-${this.bootCount}`;
     const handlers = replicaHandlers(replica, { hostBootId, localDataPath: '' });
     rpc.serve(process, CONTROL_PORT, ReplicaServiceDefinition, handlers);
     this.agent = new SimAgent({

@@ -31,6 +31,7 @@ export function replicaInfo(fields: Partial<Replica>): Replica {
     engineGeneration: 0,
     roster: undefined,
     rosterVoid: false,
+    lacksUnflushed: false,
     ...fields,
   };
 }

@@ -51,6 +51,7 @@ export class ServedReplica {
     const transport = createNativeTransport({ slab, clock: realClock });
     const disk = createNativeDisk({ slab, log: silentLogger });
     const replica = await Replica.at({
+      hostBootId: 'boot-1',
       newId: randomUUID,
       disk,
       directory: join(parent, 'r1'),

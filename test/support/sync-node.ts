@@ -69,6 +69,7 @@ export async function startSyncNode(
   const log = silentLogger;
   const replica = await Replica.at({
     newId: randomUUID,
+    hostBootId: 'boot-1',
     disk,
     directory,
     clock,

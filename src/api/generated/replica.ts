@@ -206,6 +206,8 @@ export interface Replica {
     | undefined;
   /** There was one, and such an engine has written since. */
   rosterVoid: boolean;
+  /** Its machine lost power while it was open: acknowledged but unflushed writes may be missing here. */
+  lacksUnflushed: boolean;
 }
 
 export interface Replica_DisksEntry {
@@ -2144,6 +2146,7 @@ function createBaseReplica(): Replica {
     engineGeneration: 0,
     roster: undefined,
     rosterVoid: false,
+    lacksUnflushed: false,
   };
 }
 
@@ -2226,6 +2229,9 @@ export const Replica: MessageFns<Replica> = {
     }
     if (message.rosterVoid !== false) {
       writer.uint32(8048).bool(message.rosterVoid);
+    }
+    if (message.lacksUnflushed !== false) {
+      writer.uint32(8056).bool(message.lacksUnflushed);
     }
     return writer;
   },
@@ -2452,6 +2458,14 @@ export const Replica: MessageFns<Replica> = {
             }
 
             message.rosterVoid = reader.bool();
+            continue;
+          }
+          case 1007: {
+            if (tag !== 8056) {
+              break;
+            }
+
+            message.lacksUnflushed = reader.bool();
             continue;
           }
         }
