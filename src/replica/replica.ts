@@ -94,10 +94,6 @@ export class Replica implements BlockDevice {
     return this.chain?.sizeBytes ?? 0;
   }
 
-  get isOpen(): boolean {
-    return this.chain !== null;
-  }
-
   /** Which open this is, counted; 0 while closed. */
   get openSerial(): number {
     return this.chain === null ? 0 : this.serial;
@@ -132,7 +128,7 @@ export class Replica implements BlockDevice {
    */
   checkCaller(generation: number): void {
     checkGeneration(generation, this.newestGeneration);
-    if (generation === 0 || !this.isOpen || generation === this.generation) return;
+    if (generation === 0 || this.chain === null || generation === this.generation) return;
     throw new StorageError('INVALID_STATE', 'another engine has the replica open');
   }
 
@@ -446,10 +442,10 @@ export class Replica implements BlockDevice {
     await this.leave((chain) => chain.abandon(), 'taken.over');
   }
 
-  private openState(info: ChainInfo): ReplicaState {
+  private openState({ rebuilding, dirty }: ChainInfo): ReplicaState {
     if (this.fault !== null) return 'error';
-    if (info.rebuilding) return 'rebuilding';
-    return info.dirty ? 'dirty' : 'open';
+    if (rebuilding) return 'rebuilding';
+    return dirty ? 'dirty' : 'open';
   }
 
   /** A chain whose files cannot be looked at is faulty: the next ping tells the engine. */
