@@ -5,7 +5,7 @@ import { execFile } from 'node:child_process';
 import { promisify } from 'node:util';
 
 export interface FioJob {
-  readonly rw: 'randread' | 'randwrite' | 'read' | 'write';
+  readonly rw: 'randread' | 'randwrite' | 'randrw' | 'read' | 'write';
   readonly blockBytes: number;
   readonly depth: number;
 }
@@ -80,7 +80,7 @@ export function fioArguments({ job, place, offsetBytes = 0, sizeBytes, length }:
   return [...args, '--time_based', `--runtime=${length.seconds}`];
 }
 
-/** @throws when the report is no report, or tells of an error or of no requests at all. */
+/** Of randrw the writes. @throws when the report is no report, or tells of an error or of no requests at all. */
 export function parseFioReport(output: string, rw: FioJob['rw']): FioOutcome {
   const begin = output.indexOf('{');
   if (begin < 0) throw new Error(`fio printed no report: ${output.slice(0, 500)}`);

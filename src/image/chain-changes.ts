@@ -151,18 +151,38 @@ export async function removeFromChain(
       },
     );
   }
-  const held = await state.io.quiesce();
-  try {
-    for (const child of children) await adopt(state, child, record.parent);
-    const layer = state.io.stack.find(record.name);
-    if (layer !== undefined) state.io.stack.drop(layer);
-    await layer?.file.close();
-    state.table.delete(record.name);
-    await removeSnapshotFiles(state.store, record.name);
-  } finally {
-    held.release();
-  }
+  await keepingBlocks(state, record.name, async () => {
+    const held = await state.io.quiesce();
+    try {
+      for (const child of children) await adopt(state, child, record.parent);
+      const layer = state.io.stack.find(record.name);
+      if (layer !== undefined) state.io.stack.drop(layer);
+      await layer?.file.close();
+      state.table.delete(record.name);
+      await removeSnapshotFiles(state.store, record.name);
+    } finally {
+      held.release();
+    }
+  });
   state.log.info('image.disk.removed', { diskName: record.name });
+}
+
+/**
+ * Whoever closes a file without a name last waits until its blocks are free: seconds for one of many
+ * small extents. That must not happen while requests are held back, nor hold up the next change.
+ */
+async function keepingBlocks(
+  state: ChainState,
+  diskName: string,
+  change: () => Promise<void>,
+): Promise<void> {
+  const { store, log } = state;
+  const file = await store.disk.open(store.path(diskName), { writable: false }).catch(() => null);
+  try {
+    await change();
+  } finally {
+    file?.close().catch((error) => log.warn('image.close.failed', { diskName, error }));
+  }
 }
 
 /** The child continues on another parent. */
@@ -207,12 +227,14 @@ export async function replaceInChain(
   }
   checkNotBusy(state, target.name, source.name);
   checkNotPinned(state, target.name, source.name);
-  const held = await state.io.quiesce();
-  try {
-    await commitReplace(state, target, source);
-  } finally {
-    held.release();
-  }
+  await keepingBlocks(state, target.name, async () => {
+    const held = await state.io.quiesce();
+    try {
+      await commitReplace(state, target, source);
+    } finally {
+      held.release();
+    }
+  });
   state.log.info('image.disk.replaced', { target: target.name, source: source.name });
 }
 

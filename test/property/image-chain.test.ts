@@ -45,7 +45,8 @@ const KINDS = [
   'snapshot',
   'revert',
   'purge',
-  'purge',
+  'busyPurge',
+  'cutPurge',
   'removeLeaf',
   'expand',
   'reopen',
@@ -170,10 +171,41 @@ class History {
       await this.chain.revert(name, CREATED);
       this.head.fill(0);
       (this.frozen.get(name) as Buffer).copy(this.head);
-    } else if (step.kind === 'purge') {
+    } else if (step.kind.endsWith('urge')) {
       this.frozen.delete(name);
-      await purge(this.chain, name);
+      if (step.kind === 'purge') await purge(this.chain, name);
+      else if (step.kind === 'busyPurge') await this.busyPurge(name, step);
+      else await this.cutPurge(name, step);
     } else await this.removeLeaf(name);
+  }
+
+  /** Writes and trims go on while the purge runs. */
+  private async busyPurge(name: string, step: Step): Promise<void> {
+    let isOver = false;
+    const purging = purge(this.chain, name).finally(() => {
+      isOver = true;
+    });
+    for (let i = 0; i < 4 || !isOver; i++) {
+      const at = (step.at + i * 0.37) % 1;
+      const kind = i % 3 === 0 ? 'unmap' : 'writeSectors';
+      await this.take({ ...step, kind, at, byte: ((step.byte + i) % 255) + 1 });
+    }
+    await purging;
+  }
+
+  /** Power fails in the middle; some writes have got their room on the disk and not their data. */
+  private async cutPurge(name: string, step: Step): Promise<void> {
+    const { disk } = this;
+    if (!(disk instanceof MemoryDisk)) return await purge(this.chain, name);
+    await control(this.chain, BLOCK_OP.flush);
+    disk.crashAfter(step.byte % 30);
+    await purge(this.chain, name).catch(() => undefined);
+    disk.restart({
+      page: (_path, page) => (page + step.byte) % 3 === 0,
+      directoryChanges: (_path, count) => step.byte % (count + 1),
+      eighths: (_path, page) => (page + step.byte) % 2,
+    });
+    this.chain = await this.open({});
   }
 
   private async removeLeaf(name: string): Promise<void> {
