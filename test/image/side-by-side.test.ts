@@ -19,6 +19,7 @@ import {
   snapshot,
   writeBytes,
 } from '../support/image-chains.js';
+import type { MemoryFile } from '../support/memory-disk-file.js';
 
 const PAGE_SECTORS = 65536;
 
@@ -90,6 +91,44 @@ t.test(
     t.strictSame(await sectorBytes(disk, chain), before);
     await purge(chain, 'a');
     t.strictSame(await sectorBytes(disk, chain), before);
+  },
+);
+
+t.test(
+  'with the data in the child, a full disk, a cancel or a missing exchange loses none',
+  async (t) => {
+    for (const failure of ['NO_SPACE', 'CANCELLED', 'UNSUPPORTED'] as const) {
+      const { disk, chain } = await memoryChain(256);
+      for (let i = 1; i < 100; i += 2)
+        await writeBytes(disk, chain, i * SECTOR_BYTES, sectorsOf(i));
+      await writeBytes(disk, chain, 2 * SECTOR_BYTES, sectorsOf(9));
+      await snapshot(chain, 'a');
+      for (let i = 0; i < 256; i += 2)
+        await writeBytes(disk, chain, i * SECTOR_BYTES, sectorsOf((i % 200) + 1));
+      await snapshot(chain, 'b');
+      await chain.markRemoved('a');
+      const before = await sectorBytes(disk, chain);
+      let writes = 0;
+      const abort = new AbortController();
+      disk.fault = ({ kind, path }) => {
+        if (kind === 'exchange' && failure === 'UNSUPPORTED') return failure;
+        // Opened by the name of the child: the file that lies below after the exchange.
+        if (kind !== 'write' || !path.endsWith('-b.img') || ++writes !== 5) return null;
+        if (failure === 'CANCELLED') abort.abort();
+        return failure === 'NO_SPACE' ? failure : null;
+      };
+      const work = chain.coalesce('a', 'b', { signal: abort.signal });
+      if (failure === 'UNSUPPORTED') await work;
+      else await t.rejects(work, { code: failure });
+      t.equal(writes > 0, failure !== 'UNSUPPORTED');
+      disk.fault = null;
+      t.strictSame(await sectorBytes(disk, chain), before, failure);
+      await chain.close();
+      const again = await openChain(disk, '/volume');
+      t.strictSame(await sectorBytes(disk, again), before, `${failure}, reopened`);
+      await purge(again, 'a');
+      t.strictSame(await sectorBytes(disk, again), before, `${failure}, purged`);
+    }
   },
 );
 
@@ -182,4 +221,41 @@ t.test('a revision counter that cannot be made gives back its file and buffer', 
   await t.rejects(RevisionCounter.open(disk, '/volume'), { code: 'IO_ERROR' });
   disk.fault = null;
   t.strictSame(disk.slab.freeCounts(), free);
+});
+
+t.test('requests and changes go on while the blocks of a purged file are freed', async (t) => {
+  const { disk, chain } = await memoryChain(8);
+  await writeBytes(disk, chain, 0, sectorsOf(1, 4));
+  await snapshot(chain, 'a');
+  await writeBytes(disk, chain, 0, sectorsOf(2, 4));
+  await snapshot(chain, 'b');
+  await writeBytes(disk, chain, 0, sectorsOf(3, 1));
+  await chain.close();
+  // Closing the last handle of a file does not end before free() is called.
+  let free = (): void => undefined;
+  const freed = new Promise<void>((resolve) => (free = resolve));
+  const openCounts = new Map<unknown, number>();
+  const open = disk.open.bind(disk);
+  disk.open = async (path, options) => {
+    const file = await open(path, options);
+    const { node } = file as MemoryFile;
+    openCounts.set(node, (openCounts.get(node) ?? 0) + 1);
+    const close = file.close.bind(file);
+    file.close = async () => {
+      const left = (openCounts.get(node) ?? 0) - 1;
+      openCounts.set(node, left);
+      if (left === 0) await freed;
+      await close();
+    };
+    return file;
+  };
+  const again = await openChain(disk, '/volume');
+  await purge(again, 'a');
+  t.strictSame(await sectorBytes(disk, again), [3, 2, 2, 2, 0, 0, 0, 0]);
+  await again.markRemoved('b');
+  await again.removeDisk('b', false);
+  t.strictSame(await sectorBytes(disk, again), [3, 0, 0, 0, 0, 0, 0, 0]);
+  await snapshot(again, 'c');
+  free();
+  await again.close();
 });
