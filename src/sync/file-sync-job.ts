@@ -8,8 +8,7 @@ import { isAbsolute, join } from 'node:path';
 
 import type { SyncFileInfo } from '../api/generated/common.js';
 import type { ByteRange } from '../core/byte-ranges.js';
-import { sleepMs } from '../core/clock.js';
-import type { Clock } from '../core/clock.js';
+import type { Clock, Timer } from '../core/clock.js';
 import { StorageError, toStorageError } from '../core/errors.js';
 import type { Logger } from '../core/log.js';
 import type { Disk } from '../disk/disk.js';
@@ -83,8 +82,8 @@ class FileSyncJob {
   /** Tasks that are neither waiting nor done. */
   private takenCount = 0;
   private wakeLanes: (() => void)[] = [];
-  /** Monotonic time until which a source that failed is left alone. */
-  private readonly restUntilMs = new Map<FileSource, number>();
+  /** Sources that failed and are left alone for a while. */
+  private readonly resting = new Map<FileSource, Timer>();
   private readonly abort = new AbortController();
   private finishedBytes = 0;
   private readonly inFlightBytes = new Map<FileTask, number>();
@@ -109,7 +108,7 @@ class FileSyncJob {
       await this.copyAll(remaining.filter(({ file }) => isRecord(file)));
     } finally {
       signal.removeEventListener('abort', onAbort);
-      this.abort.abort(); // ends what still sleeps
+      for (const timer of this.resting.values()) timer.cancel();
     }
   }
 
@@ -168,20 +167,15 @@ class FileSyncJob {
 
   /** The next file for this source; null when all are done. Waits: one may come back from another. */
   private async take(source: FileSource): Promise<FileTask | null> {
-    const { clock, sources } = this.options;
+    const { sources } = this.options;
     const { signal } = this.abort;
     for (;;) {
       if (signal.aborted) throw toStorageError(signal.reason, 'CANCELLED');
       if (this.waiting.length === 0 && this.takenCount === 0) return null;
-      const restMs = (this.restUntilMs.get(source) ?? 0) - clock.nowMs();
-      if (restMs > 0) {
-        await Promise.race([sleepMs(clock, restMs, signal), this.changed()]);
-        continue;
-      }
       const index = this.waiting.findIndex(
         ({ failedAt }) => !failedAt.has(source) || failedAt.size === sources.length,
       );
-      const [task] = index < 0 ? [] : this.waiting.splice(index, 1);
+      const [task] = index < 0 || this.resting.has(source) ? [] : this.waiting.splice(index, 1);
       if (task !== undefined) {
         this.takenCount++;
         return task;
@@ -190,7 +184,7 @@ class FileSyncJob {
     }
   }
 
-  /** Resolves when a file was finished, came back, or the job ends. */
+  /** Resolves when a file was finished or came back, a source has rested, or the job ends. */
   private changed(): Promise<void> {
     return new Promise((resolve) => this.wakeLanes.push(resolve));
   }
@@ -253,7 +247,12 @@ class FileSyncJob {
       throw failure;
     }
     const restMs = Math.min(RETRY_FIRST_MS * 2 ** (task.attempts - 1), RETRY_MAX_MS);
-    this.restUntilMs.set(source, clock.nowMs() + restMs);
+    this.resting.get(source)?.cancel();
+    const rested = (): void => {
+      this.resting.delete(source);
+      this.wake();
+    };
+    this.resting.set(source, clock.after(restMs, rested));
     this.waiting.push(task);
   }
 
