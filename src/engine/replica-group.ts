@@ -136,7 +136,9 @@ export class ReplicaGroup {
       if (!isAsTheOthers) this.fail(member, error ?? didAlone(member));
     }
     const first = [...readable, ...results].find(({ error }) => error !== null)?.error ?? null;
-    if (first !== null && (nobodyDid || this.membership.readable.length === 0)) throw first;
+    const isLost = results.length > 0 && this.membership.readable.length === 0;
+    if (!nobodyDid && !isLost) return;
+    throw first ?? new StorageError('NO_BACKEND', 'no backend available');
   }
 
   /** Everything answered so far is durable on the replica. @throws what its flush fails with. */

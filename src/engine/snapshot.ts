@@ -144,6 +144,10 @@ export async function revertToSnapshot(
   await volume.withBarrier(() =>
     group.onLiveOrFail((port) => port.control.revert(diskName, created)),
   );
+  // They may all have been lost before they were asked.
+  if (membership.readable.length === 0) {
+    throw new StorageError('NO_BACKEND', 'no backend available');
+  }
 }
 
 async function checkRevertTarget(group: ReplicaGroup, name: string): Promise<void> {

@@ -7,7 +7,7 @@ import type {
   ReplicaServiceDefinition,
 } from '../api/generated/replica.js';
 import { absentMessage, rosterMessage, rosterOf } from '../api/roster-message.js';
-import type { StorageError } from '../core/errors.js';
+import { StorageError } from '../core/errors.js';
 import type { DiskInfo } from '../image/chain.js';
 import { ENGINE_GENERATION_KEY } from '../rpc/identity.js';
 import type { RpcCall } from '../rpc/server-call.js';
@@ -96,6 +96,20 @@ type AnyHandler = (request: unknown, call: RpcCall) => unknown;
 
 /** What an engine may ask before it has the replica open. */
 const ASKED_BEFORE_OPEN = new Set<string>(['replicaGet', 'replicaOpen']);
+/** What is done when the replica is closed afterwards. */
+const ENDS_OPEN = new Set<string>(['replicaClose', 'replicaDelete']);
+
+/**
+ * Longhorn's replica answers that all is well when it is told to do something while it is closed. An
+ * engine that has lost its replica, without knowing it yet, must not take that for done.
+ * @throws NOT_OPEN.
+ */
+async function inOneOpen(replica: Replica, operation: () => unknown): Promise<unknown> {
+  const serial = replica.openSerial;
+  const result = await operation();
+  if (replica.openSerial === serial) return result;
+  throw new StorageError('NOT_OPEN', 'the replica was closed before the operation was done');
+}
 
 /**
  * Handlers of ReplicaService; register them with statusUnknown, as Longhorn's clients expect. Calls
@@ -107,8 +121,10 @@ export function replicaHandlers(replica: Replica, local: LocalEndpoint): Handler
     const inner = handler as AnyHandler;
     const outer: AnyHandler = (request, call) => {
       const generation = Number(call.metadata(ENGINE_GENERATION_KEY) ?? 0);
-      if (!ASKED_BEFORE_OPEN.has(name)) replica.checkCaller(generation);
-      return inner(request, call);
+      if (generation === 0 || ASKED_BEFORE_OPEN.has(name)) return inner(request, call);
+      replica.checkCaller(generation);
+      if (ENDS_OPEN.has(name)) return inner(request, call);
+      return inOneOpen(replica, () => inner(request, call));
     };
     return [name, outer];
   });

@@ -124,11 +124,13 @@ export class Replica implements BlockDevice {
   /**
    * Ask before an operation on behalf of an engine; 0: of nobody that says who it is. What came
    * before a newer engine asked to open is done before it, because operations run in turn.
-   * @throws FENCED; INVALID_STATE when another engine has the replica open.
+   * @throws FENCED; NOT_OPEN when the engine has lost it; INVALID_STATE when another one has it open.
    */
   checkCaller(generation: number): void {
     checkGeneration(generation, this.newestGeneration);
-    if (generation === 0 || this.chain === null || generation === this.generation) return;
+    if (generation === 0) return;
+    if (this.chain === null) throw notOpen();
+    if (generation === this.generation) return;
     throw new StorageError('INVALID_STATE', 'another engine has the replica open');
   }
 

@@ -27,6 +27,10 @@ import { memoryConnector, MemoryReplica } from '../support/memory-replica.js';
 const ID = (index: number): string => `id-of-tcp://r${index}:9502`;
 const ADDRESS = (index: number): string => `tcp://r${index}:9502`;
 const FENCED = new StorageError('FENCED', 'engine generation 1 is superseded by 2');
+const SNAPSHOT = {
+  ...{ name: 'volume-snap-s.img', parent: '', children: {}, removed: false, userCreated: true },
+  ...{ created: '', size: '0', labels: {} },
+};
 const LOST = new StorageError('CONNECTION_LOST', 'cut');
 
 /** Three replicas that know each other as members, with an engine that is not started. */
@@ -210,4 +214,33 @@ t.test('a volume that lost its last member tells nobody that it has none', async
   await settle();
   const { roster } = replicaOf(bed, 1);
   t.not(roster?.members.length, 0, 'or the last member would be taken for stale for ever');
+});
+
+t.test('what replicas did that were lost meanwhile was not done', async (t) => {
+  const bed = await startEngine(2);
+  for (const replica of bed.replicas) replica.holding.add('revert');
+  replicaOf(bed, 0).info.disks['volume-snap-s.img'] = SNAPSHOT;
+  const reverted = bed.engine.revert('s').then(
+    () => 'done',
+    (error: StorageError) => error.code,
+  );
+  await settle();
+  for (const replica of bed.replicas) replica.lose(LOST);
+  for (const replica of bed.replicas) replica.releaseCalls();
+  t.equal(await reverted, 'NO_BACKEND', 'though each of them answered that it was');
+});
+
+t.test('a revert that nobody was left to do was not done', async (t) => {
+  const bed = await startEngine(2);
+  replicaOf(bed, 0).info.disks['volume-snap-s.img'] = SNAPSHOT;
+  for (const { device } of bed.replicas) device.isHolding = true;
+  const pending = write(bed, 0, 4 * KIB, 1).catch(() => undefined);
+  const reverted = bed.engine.revert('s').then(
+    () => 'done',
+    (error: StorageError) => error.code,
+  );
+  await settle();
+  for (const replica of bed.replicas) replica.lose(LOST);
+  await pending;
+  t.equal(await reverted, 'NO_BACKEND');
 });
