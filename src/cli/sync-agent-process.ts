@@ -41,7 +41,7 @@ export interface SyncAgentProcessOptions {
 }
 
 /** Rebuilds, purges and hashes leave the processor to replicas and engines that serve clients. */
-const NICENESS = 10;
+const NICENESS = 5;
 const CONTROL_GRACE_MS = 5000;
 
 export async function runSyncAgent(options: SyncAgentProcessOptions): Promise<void> {

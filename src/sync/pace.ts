@@ -13,7 +13,7 @@ const SLOW_FACTOR = 2.5;
 const DECREASE = 0.7;
 /** The quickest is slowly forgotten: a disk may really have become slower. */
 const FORGET = 1.001;
-const PAUSE_MS_MAX = 50;
+const PAUSE_MS_MAX = 20;
 
 /** What is compared with what: pieces that take the same steps and are about as long. */
 export type PieceKind = 'sent' | 'equal';
