@@ -41,6 +41,13 @@ export interface Converging {
   reference(): Member | null;
   /** Where members may still differ; a normal list. */
   readonly remaining: readonly ByteRange[];
+  /**
+   * True when a member lost what was acknowledged but not flushed: a flush must not be acknowledged
+   * before that is made good (P2).
+   */
+  readonly holdsFlushes: boolean;
+  /** Resolves when it ends. */
+  whenDone(): Promise<void>;
 }
 
 export interface HeldRange {
@@ -73,6 +80,7 @@ export interface ConvergenceOptions {
 export class Convergence implements Converging {
   /** Where members may still differ; the piece in work is in it until it is done. */
   remaining: readonly ByteRange[] = [];
+  holdsFlushes = false;
   private readonly options: ConvergenceOptions;
   /** Everything to be compared with the same reference. */
   private listed: readonly ByteRange[] = [];
@@ -105,13 +113,19 @@ export class Convergence implements Converging {
    * From now on reads are served by one member. Ranges may be added while it runs.
    * @param ranges where members may differ; null: anywhere.
    * @param preferred the reference, if it is readable and none was chosen before.
+   * @param holdsFlushes see Converging.
    */
-  add(ranges: readonly ByteRange[] | null, preferred: Member | null = null): void {
+  add(
+    ranges: readonly ByteRange[] | null,
+    preferred: Member | null = null,
+    holdsFlushes = false,
+  ): void {
     const { volume, membership, log } = this.options;
     const whole = [{ beginOffset: 0, endOffset: volume.sizeBytes }];
     const added = mergeRanges((ranges ?? whole).map((range) => this.inSectors(range)));
     if (added.length === 0 || membership.readable.length < 2) return;
     this.additions++;
+    this.holdsFlushes ||= holdsFlushes;
     if (this.isRunning) {
       // Read anew even where it was compared before: it may differ since.
       this.listed = uniteRanges(this.listed, added);
@@ -184,8 +198,9 @@ export class Convergence implements Converging {
         if (next === undefined || membership.readable.length < 2) break;
         const startedMs = clock.nowMs();
         const isFull = await this.step(next, bufferOffset);
-        // No more than half of the time is ours while clients want it.
-        const pauseMs = volume.isBusy ? clock.nowMs() - startedMs : 0;
+        // No more than half of the time is ours while clients want it, unless somebody waits.
+        const yields = volume.isBusy && this.waiters.length === 0;
+        const pauseMs = yields ? clock.nowMs() - startedMs : 0;
         const waitMs = isFull ? NO_SPACE_RETRY_MS : pauseMs;
         if (waitMs > 0) await sleepMs(clock, waitMs, signal);
       }
@@ -218,6 +233,7 @@ export class Convergence implements Converging {
 
   private end(): void {
     this.options.volume.converging = null;
+    this.holdsFlushes = false;
     this.listed = [];
     this.remaining = [];
     this.chosen = null;
@@ -316,7 +332,8 @@ export class Convergence implements Converging {
       return 'done';
     } catch (thrown) {
       const error = toStorageError(thrown);
-      if (error.code === 'NO_SPACE' && member.mode === 'RW') return 'noSpace';
+      const mayWait = error.code === 'NO_SPACE' && member.mode === 'RW' && !this.holdsFlushes;
+      if (mayWait) return 'noSpace';
       this.options.failMember(member, error);
       return 'failed';
     }

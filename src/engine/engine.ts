@@ -158,7 +158,7 @@ export class Engine {
     volume.written.noteAll(started.mayDiffer ?? whole);
     const { reference } = started;
     const preferred = reference === null ? null : (group.membership.find(reference) ?? null);
-    this.convergence.add(started.mayDiffer, preferred);
+    this.convergence.add(started.mayDiffer, preferred, started.lacksUnflushed);
     if (keeper.needsFork) volume.noteMissed();
     this.checkpoints.start();
     this.forkSoon();

@@ -45,6 +45,8 @@ export interface Started {
   readonly mayDiffer: WriteIntents;
   /** Address of a member that has what was acknowledged even if it was not flushed, if there is one. */
   readonly reference: string | null;
+  /** True when a member may lack some of that: nothing counts as flushed before it is made good. */
+  readonly lacksUnflushed: boolean;
   /** Opened, but not used: to be told who is in step, so that none of them is started alone, and closed. */
   readonly unused: readonly ReplicaPort[];
 }
@@ -116,7 +118,9 @@ export async function startReplicas(
     const ports = unused.map(({ port }) => port);
     const complete = trusted.find(({ info }) => !info.lacksUnflushed);
     const reference = complete?.address ?? null;
-    return { sizeBytes: volumeBytes, absent, mayDiffer, reference, unused: ports };
+    const lacksUnflushed = trusted.some(({ info }) => info.lacksUnflushed);
+    const toTell = { reference, lacksUnflushed, unused: ports };
+    return { sizeBytes: volumeBytes, absent, mayDiffer, ...toTell };
   } catch (error) {
     if (group.membership.all.length === 0) for (const { port } of connected) group.closePort(port);
     throw error;

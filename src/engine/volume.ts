@@ -20,6 +20,7 @@ import { VolumeMetrics } from './metrics.js';
 import type { Missing, RosterWaiter } from './roster-keeper.js';
 import type { UnalignedWriter } from './unaligned-writer.js';
 import { type OperationHost, VolumeOperation } from './volume-operation.js';
+import { checkBounds } from './bounds.js';
 import { answerOf, decideWriteOutcome, type WriteResult } from './write-outcome.js';
 import { WrittenRanges } from './written-ranges.js';
 
@@ -36,8 +37,6 @@ export interface VolumeOptions {
   /** Moves a replica to ERR and lets go of it. */
   readonly failMember: (member: Member, error: StorageError) => void;
 }
-
-const BOUNDS_VERB = ['Read', 'Write', 'Flush', 'unmap', 'Write', 'Read'] as const;
 
 export class Volume implements BlockDevice, ConvergedVolume, OperationHost {
   readonly metrics = new VolumeMetrics();
@@ -96,7 +95,7 @@ export class Volume implements BlockDevice, ConvergedVolume, OperationHost {
   }
 
   submit(request: BlockRequest): void {
-    const refusal = this.refusal ?? this.checkBounds(request);
+    const refusal = this.refusal ?? checkBounds(request, this.size);
     if (refusal !== null) {
       request.done(refusal);
       return;
@@ -123,6 +122,12 @@ export class Volume implements BlockDevice, ConvergedVolume, OperationHost {
     if (changesData) {
       if (this.barriers > 0) {
         this.gated.push(operation);
+        return;
+      }
+      const { converging } = this;
+      if (request.op === BLOCK_OP.flush && converging?.holdsFlushes === true) {
+        // Not active meanwhile: barriers do not wait for it, and convergence does for barriers.
+        void converging.whenDone().then(() => this.start(operation, request));
         return;
       }
       this.enter(operation, request);
@@ -214,15 +219,6 @@ export class Volume implements BlockDevice, ConvergedVolume, OperationHost {
     request.resultBytes = Math.max(request.resultBytes, resultBytes);
     operation.pendingCopies--;
     if (operation.pendingCopies === 0) this.writeDone(operation);
-  }
-
-  private checkBounds(request: BlockRequest): StorageError | null {
-    if (request.op === BLOCK_OP.flush) return null;
-    const { offsetBytes, lengthBytes } = request;
-    if (offsetBytes >= 0 && offsetBytes + lengthBytes <= this.size) return null;
-    const verb = BOUNDS_VERB[request.op];
-    const text = `EOF: ${verb} of ${lengthBytes} bytes at offset ${offsetBytes} is beyond volume size ${this.size}`;
-    return new StorageError('OUT_OF_RANGE', text, { offsetBytes, lengthBytes });
   }
 
   private enter(operation: VolumeOperation, request: BlockRequest): void {

@@ -464,3 +464,16 @@ t.test(
     t.equal(replicas[0].device.content[0], 7, 'what was acknowledged, though not flushed, is kept');
   },
 );
+
+t.test('P2: no flush is acknowledged before what a power loss took is made good', async (t) => {
+  const { slab, replicas } = threeReplicas();
+  const members = [ID(0), ID(1), ID(2)];
+  for (const replica of replicas) replica.roster = roster({ members, isClean: false });
+  replicas[2].info = { ...replicas[2].info, lacksUnflushed: true };
+  for (const replica of replicas) replica.intents = [{ beginOffset: 0, endOffset: 4 * KIB }];
+  for (const { device } of replicas.slice(0, 2)) device.content.fill(7, 0, 4 * KIB);
+  const engine = await startWith(replicas, slab);
+  await submitAndWait(engine.volume, { op: BLOCK_OP.flush });
+  t.notOk(engine.convergence.isRunning);
+  t.equal(replicas[2].device.content[0], 7, 'durable with the rest');
+});
