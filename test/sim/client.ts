@@ -100,6 +100,7 @@ export class Client {
     this.world.trace.note(`-> ${text}`);
     request.owner = { blockRequestDone: (_, error) => this.done(request, error) };
     engine.volume.submit(request);
+    if (op !== 'read' && op !== 'flush') this.world.changeSent();
   }
 
   private done(request: BlockRequest, error: StorageError | null): void {

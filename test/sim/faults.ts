@@ -7,6 +7,9 @@ import type { ReplicaNode } from './replica-node.js';
 import type { Rng } from './rng.js';
 import type { World } from './world.js';
 
+/** Clients may be at rest; then the fault comes anyway. */
+const MID_CHANGE_WAIT_US = 300_000;
+
 export class Faults {
   private readonly world: World;
   private readonly manager: Manager;
@@ -27,8 +30,18 @@ export class Faults {
       await world.outside.sleep(rng.below(2 * faultEveryMs * 1000));
       if (world.isHealing || !world.hasStartedOnce) continue;
       const kind = draw(rng, faults);
-      if (kind !== null) this.inject(kind);
+      if (kind === null) continue;
+      if (rng.chance(0.5)) await this.midChange();
+      if (!world.isHealing) this.inject(kind);
     }
+  }
+
+  /** The worst moment for a fault: some replicas have a change, others not yet. */
+  private async midChange(): Promise<void> {
+    const { world, rng } = this;
+    const { latencyUs, jitterUs } = world.plan;
+    await Promise.race([world.nextChange(), world.outside.sleep(MID_CHANGE_WAIT_US)]);
+    await world.outside.sleep(rng.below(2 * (latencyUs + jitterUs) + 100));
   }
 
   /** Everything that lasts ends now. */

@@ -160,7 +160,8 @@ export class Manager {
   private startFailed(): void {
     const { world } = this;
     for (const node of world.nodes) {
-      if (node.isRunning && (node.replica?.openSerial ?? 0) > 0 && world.rng.chance(0.3)) node.kill();
+      if (node.isRunning && (node.replica?.openSerial ?? 0) > 0 && world.rng.chance(0.3))
+        node.kill();
     }
   }
 

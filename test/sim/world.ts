@@ -56,6 +56,8 @@ export class World {
   /** A start is going on: whom it depends on is spared. */
   isStarting = false;
   hasStartedOnce = false;
+  /** Called when the next change of a client is on its way. */
+  private whenChanging: (() => void)[] = [];
   /** Told of each engine that begins to serve. */
   whenStarted: (client: Client) => void = () => undefined;
   /** No new requests: somebody waits until none is in flight. */
@@ -120,6 +122,15 @@ export class World {
   }
 
   /** Call when membership may have changed, and before anything dies. */
+  /** Resolves when the next change of a client is on its way. */
+  nextChange(): Promise<void> {
+    return new Promise((resolve) => this.whenChanging.push(resolve));
+  }
+
+  changeSent(): void {
+    for (const resolve of this.whenChanging.splice(0)) resolve();
+  }
+
   lookAround(): void {
     for (const host of this.readableNow()) this.trueMembers.add(host);
     for (const { host, client } of this.leftBehind) {
