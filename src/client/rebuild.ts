@@ -11,9 +11,11 @@ import { StorageError } from '../core/errors.js';
 import { LONG_CALL_DEADLINE_MS } from '../rpc/client.js';
 import { storageErrorOfRpc } from '../rpc/error-map.js';
 import { forkOf, standOnFork } from './rebuild-fork.js';
+import { chooseSources } from './rebuild-sources.js';
 import { type Connections, parseReplicaUrl, withContext } from './connections.js';
 import {
   describeReplicas,
+  type DescribedReplica,
   getReplica,
   listReplicas,
   removeReplica,
@@ -271,12 +273,12 @@ class Rebuild {
   private async fill(isMarked: boolean): Promise<void> {
     const { connections, request } = this;
     const { address } = request;
-    await this.sources([]);
+    await this.readable();
     this.throwIfAborted();
     if (!isMarked) await this.setRebuilding(true);
     this.report('prepare');
-    const files = await this.prepare();
-    const sources = await this.sources(files);
+    const { files, sourceAddress } = await this.prepare();
+    const sources = await this.sources(files, sourceAddress);
     this.report('sync', 0, sources);
     await this.syncFiles(sources, files);
     this.throwIfAborted();
@@ -290,15 +292,18 @@ class Rebuild {
     this.report('finish');
   }
 
-  /**
-   * Readable replicas that have these files, as many as may be read from at once. A purge that ended on
-   * some of them only leaves others with more files.
-   */
-  private async sources(files: readonly SyncFileInfo[]): Promise<string[]> {
+  private async readable(): Promise<DescribedReplica[]> {
     const readable = (await describeReplicas(this.connections)).filter(({ mode }) => mode === 'RW');
-    if (readable.length === 0) {
-      throw new StorageError('NO_BACKEND', 'cannot find any healthy replica to copy from');
-    }
+    if (readable.length > 0) return readable;
+    throw new StorageError('NO_BACKEND', 'cannot find any healthy replica to copy from');
+  }
+
+  /**
+   * Replicas to copy from, as many as may be read from at once; rebuild-sources.ts says which.
+   * @param sourceAddress whose files the list names; '' from an engine of Longhorn's.
+   */
+  private async sources(files: readonly SyncFileInfo[], sourceAddress: string): Promise<string[]> {
+    const readable = await this.readable();
     // Engines before controller API 6 do not know the call and copy from one.
     const limit = await this.connections.engine
       .replicaRebuildConcurrentSyncLimitGet({})
@@ -307,13 +312,11 @@ class Rebuild {
         if (storageErrorOfRpc(error).code === 'UNSUPPORTED') return CONCURRENT_SYNC_DEFAULT;
         throw storageErrorOfRpc(error);
       });
-    const images = files.map(({ fromFileName }) => fromFileName).filter((f) => f.endsWith('.img'));
-    const holders = readable.filter(({ info }) => images.every((name) => info?.disks[name]));
-    const sources = holders.length > 0 ? holders : readable;
-    return sources.slice(0, Math.max(1, limit)).map(({ address }) => address);
+    const names = files.map(({ fromFileName }) => fromFileName);
+    return chooseSources(readable, names, sourceAddress).slice(0, Math.max(1, limit));
   }
 
-  private async prepare(): Promise<SyncFileInfo[]> {
+  private async prepare(): Promise<{ files: SyncFileInfo[]; sourceAddress: string }> {
     const { address } = this.request;
     const instanceName = this.connections.options.replicaInstanceName ?? '';
     const reply = await this.connections.onEngine(
@@ -325,7 +328,7 @@ class Rebuild {
       const text = `sync file list shouldn't contain volume head ${head.toFileName}`;
       throw new StorageError('PEER_ERROR', text);
     }
-    return reply.syncFileInfoList;
+    return { files: reply.syncFileInfoList, sourceAddress: reply.sourceAddress };
   }
 
   private async syncFiles(sources: readonly string[], files: SyncFileInfo[]): Promise<void> {

@@ -153,8 +153,9 @@ function replicaHandlers(engine: Engine): ServiceHandlers<typeof ControllerServi
         return replicaMessage(engine.findReplica(addressOf(address)));
       }),
     replicaPrepareRebuild: async ({ address }) => {
-      const syncFileInfoList = await engine.prepareRebuild(address);
-      return { replica: replicaMessage(engine.findReplica(address)), syncFileInfoList };
+      const { files: syncFileInfoList, sourceAddress } = await engine.prepareRebuild(address);
+      const replica = replicaMessage(engine.findReplica(address));
+      return { replica, syncFileInfoList, sourceAddress };
     },
     replicaVerifyRebuild: async ({ address }) => {
       await engine.verifyRebuild(address);

@@ -1,7 +1,6 @@
 // One engine owns one volume. This class holds the parts together and runs control operations one
 // at a time; the data path is volume.ts, the rules are in the modules named after each operation.
 
-import type { SyncFileInfo } from '../api/generated/common.js';
 import { type Clock, sleepMs } from '../core/clock.js';
 import { StorageError } from '../core/errors.js';
 import type { Logger } from '../core/log.js';
@@ -15,7 +14,7 @@ import { nextGeneration } from './generation.js';
 import { type FrontendPort, noFrontend } from './frontend-port.js';
 import type { Member } from './membership.js';
 import type { ReplicaConnector, ReplicaPort } from './ports.js';
-import { addReplica, prepareRebuild, promote, verifyRebuild } from './rebuild.js';
+import { addReplica, prepareRebuild, promote, type RebuildPlan, verifyRebuild } from './rebuild.js';
 import { ReplicaGroup } from './replica-group.js';
 import type { ReplicaMode } from './replica-mode.js';
 import { RosterKeeper } from './roster-keeper.js';
@@ -345,7 +344,7 @@ export class Engine {
     });
   }
 
-  prepareRebuild(address: string): Promise<SyncFileInfo[]> {
+  prepareRebuild(address: string): Promise<RebuildPlan> {
     return this.mutex.run(() => prepareRebuild(this.rebuildParts, address));
   }
 

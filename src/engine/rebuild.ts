@@ -123,46 +123,43 @@ async function referenceReplica(group: ReplicaGroup): Promise<ReferenceReplica> 
   return best;
 }
 
+/** What is to be copied, and whose files they are. */
+export interface RebuildPlan {
+  readonly files: SyncFileInfo[];
+  readonly sourceAddress: string;
+}
+
 /** Files the new replica needs. Its own leftovers that nobody else has are removed. */
-export async function prepareRebuild(
-  parts: RebuildParts,
-  address: string,
-): Promise<SyncFileInfo[]> {
+export async function prepareRebuild(parts: RebuildParts, address: string): Promise<RebuildPlan> {
   const { group, volume } = parts;
   const { port } = writeOnlyMember(group, address);
   return volume.withBarrier(async () => {
     const source = await referenceReplica(group);
     const target = await port.control.get();
     if (!target.revisionCounterDisabled) await port.control.setRevisionCounter(0);
-    const files = filesToSync(source.info, target, await whatReturned(group, source, port));
+    const files = filesToSync(source.info, target, await whatReturned(source, port));
     const wanted = snapshotDisks(source.info);
     for (const name of snapshotDisks(target)) {
       if (!wanted.includes(name)) await port.control.removeDisk(name, true);
     }
     await source.port.control.sendFile(`${source.info.head}.meta`, port, `${target.head}.meta`);
-    return files;
+    return { files, sourceAddress: source.port.address };
   });
 }
 
-/** What the members know of a replica that comes back; null when it has to be compared. */
-async function whatReturned(
-  group: ReplicaGroup,
-  source: ReferenceReplica,
-  port: ReplicaPort,
-): Promise<Return | null> {
-  if (!port.keepsRoster) return null;
-  const others = group.membership.readable.flatMap((member) => member.port ?? []);
-  for (const witness of [source.port, ...others.filter((other) => other !== source.port)]) {
-    if (!witness.keepsRoster) continue;
-    // Whoever cannot tell is no reason to fail: comparing needs nobody's memory.
-    const absence = await witness.control.absence(port.replicaId).catch(() => null);
-    if (absence === null) continue;
-    const { absent } = absence;
-    const intents = absent.isExact ? [] : await port.control.writeIntents();
-    const ranges = missedRanges(absent, port.hostBootId, intents);
-    return ranges === null ? null : { absence, ranges };
-  }
-  return null;
+/**
+ * What the source knows of a replica that comes back; null when it has to be compared. Nobody else may
+ * testify: a purge may have gone further there, and files of the two do not fit together then.
+ */
+async function whatReturned(source: ReferenceReplica, port: ReplicaPort): Promise<Return | null> {
+  if (!port.keepsRoster || !source.port.keepsRoster) return null;
+  // Who cannot tell is no reason to fail: comparing needs nobody's memory.
+  const absence = await source.port.control.absence(port.replicaId).catch(() => null);
+  if (absence === null) return null;
+  const { absent } = absence;
+  const intents = absent.isExact ? [] : await port.control.writeIntents();
+  const ranges = missedRanges(absent, port.hostBootId, intents);
+  return ranges === null ? null : { absence, ranges };
 }
 
 /** WO → RW when the chains are the same; otherwise → ERR. On an RW replica it changes nothing. */
@@ -188,9 +185,14 @@ export async function verifyRebuild(parts: RebuildParts, address: string): Promi
   }
 }
 
+/** Names and what each stands on. */
 function compareChains(source: ReplicaInfo, target: ReplicaInfo): void {
-  const want = snapshotDisks(source).sort();
-  const have = snapshotDisks(target).sort();
+  const standing = (info: ReplicaInfo): string[] =>
+    snapshotDisks(info)
+      .map((name) => `${name}<${info.disks[name]?.parent ?? ''}`)
+      .sort();
+  const want = standing(source);
+  const have = standing(target);
   const isSame = want.length === have.length && want.every((name, index) => name === have[index]);
   if (isSame) return;
   throw new StorageError(

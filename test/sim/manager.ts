@@ -149,7 +149,11 @@ export class Manager {
       world.note('what was not flushed may be lost');
       world.model.powerLost();
     }
-    for (const node of world.nodes) node.hasLostData = false;
+    for (const node of world.nodes) {
+      // What it lost is kept by those that serve now, or has become what they have.
+      if (node.hasLostData && !readable.includes(node)) world.trueMembers.delete(node.host);
+      node.hasLostData = false;
+    }
     world.serving = { host, client };
     if (readable.length > 0) world.checks.started(host.engine);
     world.hasStartedOnce = true;

@@ -121,7 +121,6 @@ export class World {
     return new Client(this, host);
   }
 
-  /** Call when membership may have changed, and before anything dies. */
   /** Resolves when the next change of a client is on its way. */
   nextChange(): Promise<void> {
     return new Promise((resolve) => this.whenChanging.push(resolve));
@@ -131,6 +130,7 @@ export class World {
     for (const resolve of this.whenChanging.splice(0)) resolve();
   }
 
+  /** Call when membership may have changed, and before anything dies. */
   lookAround(): void {
     for (const host of this.readableNow()) this.trueMembers.add(host);
     for (const { host, client } of this.leftBehind) {

@@ -107,7 +107,7 @@ export class FakeVolume {
         this.note('prepare');
         const name = 'volume-snap-s1.img';
         const file = { fromFileName: name, toFileName: name, actualSize: 4096, ranges: [] };
-        return { replica: this.member(), syncFileInfoList: [file] };
+        return { replica: this.member(), syncFileInfoList: [file], sourceAddress: '' };
       },
       replicaVerifyRebuild: () => {
         this.note('verify');

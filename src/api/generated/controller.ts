@@ -119,6 +119,8 @@ export interface ControllerReplicaCreateRequest {
 export interface ReplicaPrepareRebuildReply {
   replica: ControllerReplica | undefined;
   syncFileInfoList: SyncFileInfo[];
+  /** This project's own: the replica that the list describes. Files of another one may not fit together. */
+  sourceAddress: string;
 }
 
 export interface ReplicaRebuildConcurrentSyncLimitSetRequest {
@@ -1317,7 +1319,7 @@ export const ControllerReplicaCreateRequest: MessageFns<ControllerReplicaCreateR
 };
 
 function createBaseReplicaPrepareRebuildReply(): ReplicaPrepareRebuildReply {
-  return { replica: undefined, syncFileInfoList: [] };
+  return { replica: undefined, syncFileInfoList: [], sourceAddress: "" };
 }
 
 export const ReplicaPrepareRebuildReply: MessageFns<ReplicaPrepareRebuildReply> = {
@@ -1327,6 +1329,9 @@ export const ReplicaPrepareRebuildReply: MessageFns<ReplicaPrepareRebuildReply> 
     }
     for (const v of message.syncFileInfoList) {
       SyncFileInfo.encode(v!, writer.uint32(18).fork()).join();
+    }
+    if (message.sourceAddress !== "") {
+      writer.uint32(8002).string(message.sourceAddress);
     }
     return writer;
   },
@@ -1358,6 +1363,14 @@ export const ReplicaPrepareRebuildReply: MessageFns<ReplicaPrepareRebuildReply> 
             }
 
             message.syncFileInfoList.push(SyncFileInfo.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 1000: {
+            if (tag !== 8002) {
+              break;
+            }
+
+            message.sourceAddress = reader.string();
             continue;
           }
         }
