@@ -6,7 +6,7 @@ import type {
   Replica as ReplicaMessage,
   ReplicaServiceDefinition,
 } from '../api/generated/replica.js';
-import { absentMessage, rosterMessage, rosterOf } from '../api/roster-message.js';
+import { rosterMessage } from '../api/roster-message.js';
 import { StorageError } from '../core/errors.js';
 import type { DiskInfo } from '../image/chain.js';
 import { ENGINE_GENERATION_KEY } from '../rpc/identity.js';
@@ -17,6 +17,7 @@ import { diskWorkHandlers } from './disk-work-service.js';
 import { expandError, invalidRequest } from './error-map.js';
 import type { Replica } from './replica.js';
 import type { ReplicaStatus } from './replica-shapes.js';
+import { rosterHandlers } from './roster-service.js';
 
 function diskMessage(disk: DiskInfo): DiskMessage {
   return {
@@ -180,30 +181,7 @@ function handlersOf(replica: Replica, local: LocalEndpoint): Handlers {
       after(replica.setUnmapMarkDiskChainRemoved(enabled)),
     snapshotMaxCountSet: ({ count }) => after(replica.setSnapshotMaxCount(count)),
     snapshotMaxSizeSet: ({ size }) => after(replica.setSnapshotMaxBytes(size)),
-    rosterSet: async ({ roster }) => {
-      const wanted = rosterOf(roster);
-      if (wanted === null) throw invalidRequest('the request has no roster');
-      await replica.setRoster(wanted);
-      return {};
-    },
-    absenceGet: async ({ replicaId }) => {
-      const known = await replica.absence(replicaId);
-      if (known === null) return { known: false, absent: undefined, unchangedDisks: {} };
-      const { absent, unchangedDisks } = known;
-      return { known: true, absent: absentMessage(absent), unchangedDisks: { ...unchangedDisks } };
-    },
-    checkpointBegin: async () => {
-      await replica.beginCheckpoint();
-      return {};
-    },
-    checkpointEnd: async () => {
-      await replica.endCheckpoint();
-      return {};
-    },
-    intentsGet: async () => {
-      const ranges = await replica.writeIntents();
-      return { known: ranges !== null, ranges: (ranges ?? []).map((range) => ({ ...range })) };
-    },
+    ...rosterHandlers(replica),
     ...diskWorkHandlers(replica),
   };
 }
