@@ -447,14 +447,17 @@ t.test('a request that hangs keeps its server from closing for ten seconds only'
   await hanging;
 });
 
-t.test('a connection that was lost before the client greets the replica fails like any other', (t) => {
-  // Found by the simulator (seed 1437): the engine's process ended.
-  const slab = createTestSlab();
-  const connection = new MemoryConnection(slab);
-  connection.header = () => NO_BUFFER;
-  connection.vanish();
-  const rig = new Rig(connection, { offset: 0, lengthBytes: 4096 }, { engineGeneration: 1 });
-  rig.client.closed(null);
-  t.match(rig.failures, [{ code: 'CONNECTION_LOST' }]);
-  t.end();
-});
+t.test(
+  'a connection that was lost before the client greets the replica fails like any other',
+  (t) => {
+    // Found by the simulator (seed 1437): the engine's process ended.
+    const slab = createTestSlab();
+    const connection = new MemoryConnection(slab);
+    connection.header = () => NO_BUFFER;
+    connection.vanish();
+    const rig = new Rig(connection, { offset: 0, lengthBytes: 4096 }, { engineGeneration: 1 });
+    rig.client.closed(null);
+    t.match(rig.failures, [{ code: 'CONNECTION_LOST' }]);
+    t.end();
+  },
+);
