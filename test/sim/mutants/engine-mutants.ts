@@ -36,16 +36,6 @@ const noConvergence: Mutant = {
   plant: () => replaceMethod(Convergence, 'add', () => () => undefined),
 };
 
-const forgetsInFlight: Mutant = {
-  name: 'forgets-in-flight',
-  mistake: 'what was in flight when a replica left is not copied when it returns',
-  plant: () =>
-    replaceMethod(Volume, 'missing', (real) => (self) => ({
-      ...(real(self) as object),
-      inFlight: [],
-    })),
-};
-
 const trustsStale: Mutant = {
   name: 'trusts-stale',
   mistake: 'a start does not look at rosters',
@@ -71,7 +61,6 @@ export const ENGINE_MUTANTS: readonly Mutant[] = [
   ackBeforeRecorded,
   staleRead,
   noConvergence,
-  forgetsInFlight,
   trustsStale,
   openBarrier,
 ];
