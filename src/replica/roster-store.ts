@@ -7,6 +7,8 @@ import type { Logger } from '../core/log.js';
 import { NO_BUFFER } from '../core/slab.js';
 import { alignUp, MIB, SECTOR_BYTES } from '../core/units.js';
 import { DISK_OP, type Disk, type DiskFile } from '../disk/disk.js';
+import { diskError } from '../image/disk-errors.js';
+import { runDisk, writeSectors } from '../image/disk-work.js';
 import { decodeSlot, encodeSlot, type RosterRecord } from './roster-record.js';
 
 export const ROSTER_FILE = 'volume.roster';
@@ -127,17 +129,8 @@ export class RosterStore {
    * time of change, would wait for all that busy replicas have in the file system's journal.
    */
   private async syncData(): Promise<void> {
-    const result = await new Promise<number>((complete) => {
-      this.disk.queue.submit({
-        op: DISK_OP.sync,
-        file: this.file,
-        bufferOffset: 0,
-        lengthBytes: 0,
-        fileOffsetBytes: 0,
-        complete,
-      });
-    });
-    if (result !== 0) throw writeError(result, this.file.path);
+    const result = await runDisk(this.disk.queue, DISK_OP.sync, this.file, 0, 0, 0);
+    if (result < 0) throw diskError(result, 'sync', this.file.path);
   }
 
   private async writeAt(fileOffsetBytes: number, bytes: Uint8Array): Promise<void> {
@@ -147,11 +140,7 @@ export class RosterStore {
     try {
       slab.bytes.fill(0, bufferOffset + bytes.length, bufferOffset + lengthBytes);
       slab.bytes.set(bytes, bufferOffset);
-      const result = await new Promise<number>((complete) => {
-        const op = DISK_OP.write;
-        queue.submit({ op, file: this.file, bufferOffset, lengthBytes, fileOffsetBytes, complete });
-      });
-      if (result !== lengthBytes) throw writeError(result, this.file.path);
+      await writeSectors(queue, this.file, fileOffsetBytes, lengthBytes, bufferOffset);
     } finally {
       slab.release(bufferOffset);
     }
@@ -168,13 +157,8 @@ export class RosterStore {
   }
 }
 
-function writeError(result: number, path: string): StorageError {
-  const isFull = result === -28; // ENOSPC
-  const text = isFull ? 'no space left on device' : `write failed (${result})`;
-  return new StorageError(isFull ? 'NO_SPACE' : 'IO_ERROR', `${text}: ${path}`, { path });
-}
-
-function newRecord(replicaId: string): RosterRecord {
+/** Of a directory that nobody has said anything about. */
+export function newRecord(replicaId: string): RosterRecord {
   return {
     replicaId,
     engineGeneration: 0,

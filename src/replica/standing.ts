@@ -10,7 +10,7 @@ import type { DiskInfo } from '../image/chain.js';
 import { VOLUME_META } from '../image/names.js';
 import { SUPERSEDED_TEXT } from '../wire/replica/constants.js';
 import type { DiskAtFork, RosterRecord } from './roster-record.js';
-import { RosterStore } from './roster-store.js';
+import { newRecord, RosterStore } from './roster-store.js';
 
 export interface StandingOptions {
   readonly disk: Disk;
@@ -29,16 +29,7 @@ export interface KnownAbsence {
   readonly unchangedDisks: Readonly<Record<string, string>>;
 }
 
-const NOTHING_KNOWN: RosterRecord = {
-  replicaId: '',
-  engineGeneration: 0,
-  roster: null,
-  isVoid: false,
-  forks: {},
-  bootId: '',
-  lacksUnflushed: false,
-  closedMeta: null,
-};
+const NOTHING_KNOWN = newRecord('');
 
 export class Standing {
   private readonly options: StandingOptions;
