@@ -79,6 +79,15 @@ export class Slab {
     this.waiters.push(callback);
   }
 
+  /** As allocate, but waits for a release instead of answering NO_BUFFER. Allocates: not for the hot path. */
+  async allocateWhenFree(lengthBytes: number): Promise<number> {
+    for (;;) {
+      const bufferOffset = this.allocate(lengthBytes);
+      if (bufferOffset !== NO_BUFFER) return bufferOffset;
+      await new Promise<void>((resolve) => this.whenReleased(resolve));
+    }
+  }
+
   /** Cuts a permanent, page-aligned region (receive buffers, header rings) from beyond the classes. */
   reserve(lengthBytes: number): number {
     const offset = this.reservedEnd;

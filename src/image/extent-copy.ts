@@ -4,7 +4,7 @@
 
 import type { ByteRange } from '../core/byte-ranges.js';
 import { StorageError } from '../core/errors.js';
-import { NO_BUFFER, type Slab } from '../core/slab.js';
+import { NO_BUFFER } from '../core/slab.js';
 import { alignDown, alignUp, MIB, SECTOR_BYTES } from '../core/units.js';
 import { DISK_OP, type DiskFile } from '../disk/disk.js';
 import type { ChainIo } from './chain-io.js';
@@ -98,15 +98,6 @@ export async function punchRanges(
   }
 }
 
-/** A buffer must be at hand before a range is held: whoever waits for the range may hold buffers. */
-async function takeBuffer(slab: Slab): Promise<number> {
-  for (;;) {
-    const bufferOffset = slab.allocate(WINDOW_BYTES);
-    if (bufferOffset !== NO_BUFFER) return bufferOffset;
-    await new Promise<void>((resolve) => slab.whenReleased(resolve));
-  }
-}
-
 export class ExtentCopier {
   private readonly io: ChainIo;
   private readonly source: Layer;
@@ -137,7 +128,8 @@ export class ExtentCopier {
   async copy(): Promise<void> {
     const { slab } = this.io;
     this.totalBytes = await this.source.file.allocatedBytes();
-    const buffers = [await takeBuffer(slab)];
+    // A buffer must be at hand before a range is held: whoever waits for the range may hold buffers.
+    const buffers = [await slab.allocateWhenFree(WINDOW_BYTES)];
     const more = slab.freeCountOf(WINDOW_BYTES) > 0 ? slab.allocate(WINDOW_BYTES) : NO_BUFFER;
     if (more !== NO_BUFFER && LANES > 1) buffers.push(more);
     try {

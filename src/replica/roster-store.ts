@@ -4,7 +4,6 @@
 
 import { StorageError } from '../core/errors.js';
 import type { Logger } from '../core/log.js';
-import { NO_BUFFER } from '../core/slab.js';
 import { alignUp, MIB, SECTOR_BYTES } from '../core/units.js';
 import { DISK_OP, type Disk, type DiskFile } from '../disk/disk.js';
 import { diskError } from '../image/disk-errors.js';
@@ -136,23 +135,14 @@ export class RosterStore {
   private async writeAt(fileOffsetBytes: number, bytes: Uint8Array): Promise<void> {
     const { slab, queue } = this.disk;
     const lengthBytes = alignUp(bytes.length, SECTOR_BYTES);
-    const bufferOffset = await this.buffer(lengthBytes);
+    // A busy replica must not fail its engine's roster: the requests that hold the buffers end.
+    const bufferOffset = await slab.allocateWhenFree(lengthBytes);
     try {
       slab.bytes.fill(0, bufferOffset + bytes.length, bufferOffset + lengthBytes);
       slab.bytes.set(bytes, bufferOffset);
       await writeSectors(queue, this.file, fileOffsetBytes, lengthBytes, bufferOffset);
     } finally {
       slab.release(bufferOffset);
-    }
-  }
-
-  /** A busy replica must not fail its engine's roster: the requests that hold the buffers end. */
-  private async buffer(lengthBytes: number): Promise<number> {
-    const { slab } = this.disk;
-    for (;;) {
-      const bufferOffset = slab.allocate(lengthBytes);
-      if (bufferOffset !== NO_BUFFER) return bufferOffset;
-      await new Promise<void>((resolve) => slab.whenReleased(resolve));
     }
   }
 }
